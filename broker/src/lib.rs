@@ -1,0 +1,1 @@
+//! The edgehub message hub as a library.

@@ -1,0 +1,1 @@
+//! The edgehub route language.

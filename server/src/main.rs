@@ -1,0 +1,2 @@
+//! The edgehub program.
+fn main() {}

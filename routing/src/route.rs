@@ -1,0 +1,98 @@
+//! Owns one route: its source, its condition's text and its sink.
+
+use std::sync::Arc;
+
+use crate::diagnostic::{Category, Diagnostic, Fault, Span, Stage};
+use crate::source::pattern_path;
+use crate::syntax::{RouteSyntax, SinkSyntax, parse_route};
+use crate::text::equal_names;
+
+/// The endpoint id of the upstream.
+pub const UPSTREAM_ENDPOINT: &str = "iothub";
+
+/// Where a route sends its messages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Sink {
+    /// The cloud or the parent hub.
+    Upstream,
+    /// An input of a module on this hub.
+    ModuleInput {
+        /// Module id, case kept.
+        module: Arc<str>,
+        /// Input name, case kept.
+        input: Arc<str>,
+    },
+}
+
+impl Sink {
+    /// The id under which the endpoint's queues are known: `iothub`, or `{edgeDeviceId}/{module}/{input}`.
+    pub fn endpoint_id(&self, edge_device_id: &str) -> String {
+        match self {
+            Sink::Upstream => UPSTREAM_ENDPOINT.to_owned(),
+            Sink::ModuleInput { module, input } => format!("{edge_device_id}/{module}/{input}"),
+        }
+    }
+}
+
+/// A route that parses and names a sink; its condition is not compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The path of the source pattern, for example `/messages/modules/press/`.
+    pub source: String,
+    /// The text of the condition, from its first to its last token; `true` if there is none.
+    pub condition: String,
+    /// Where to.
+    pub sink: Sink,
+}
+
+impl Route {
+    /// Parses the text of a route, without its condition's types.
+    ///
+    /// # Errors
+    /// The first error of stage parse or sink.
+    pub fn parse(text: &str) -> Result<Route, Diagnostic> {
+        let locate = |fault: Fault| fault.locate(text, Span { start: 0, end: 0 });
+        let syntax = parse_route(text).map_err(locate)?;
+        let sink = resolve_sink(text, &syntax).map_err(locate)?;
+        let condition = match &syntax.condition {
+            Some((span, _)) => text.get(span.start as usize..span.end as usize).unwrap_or_default(),
+            None => "true",
+        };
+        Ok(Route { source: pattern_path(&syntax.pattern), condition: condition.to_owned(), sink })
+    }
+}
+
+/// The sink that a parsed route names.
+pub(crate) fn resolve_sink(text: &str, route: &RouteSyntax) -> Result<Sink, Fault> {
+    let slice = |span: Span| text.get(span.start as usize..span.end as usize).unwrap_or_default();
+    let refuse = |message: String, hint: &str| {
+        Fault::new(Category::Sink, Stage::Sink, route.sink_span, message).with_hint(hint)
+    };
+    const SINKS: &str = "sinks are $upstream and BrokeredEndpoint(\"/modules/name/inputs/name\")";
+    match route.sink {
+        SinkSyntax::System(name) if equal_names(slice(name), "$upstream") => Ok(Sink::Upstream),
+        SinkSyntax::Function(name, address) if equal_names(slice(name), "BrokeredEndpoint") => {
+            let address = slice(address).trim();
+            module_input(address).ok_or_else(|| {
+                refuse(
+                    format!("{address:?} is not the address of a module's input"),
+                    "write /modules/name/inputs/name",
+                )
+            })
+        }
+        SinkSyntax::System(name) | SinkSyntax::Function(name, _) => {
+            Err(refuse(format!("there is no sink {:?}", slice(name)), SINKS))
+        }
+    }
+}
+
+fn module_input(address: &str) -> Option<Sink> {
+    let address = address.strip_prefix('/').unwrap_or(address);
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let mut parts = address.split('/');
+    let (_, module, _, input) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    match parts.next() {
+        None => Some(Sink::ModuleInput { module: module.into(), input: input.into() }),
+        Some(_) => None,
+    }
+}

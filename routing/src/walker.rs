@@ -1,0 +1,537 @@
+//! Owns the plain evaluator that programs are compared with: one recursive walk over the checked tree, every operand
+//! evaluated, texts as lists of units. Written for its plainness; only tests use it.
+
+use std::cmp::Ordering;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::body::Step;
+use crate::check::{Checked, Operation, Type, check};
+use crate::evaluate::{Scratch, Truth};
+use crate::function::Function;
+use crate::message::{MessageView, PropertyName, Text};
+use crate::number;
+use crate::program::{Program, Vocabulary};
+use crate::syntax::{BinaryOperator, parse_condition};
+use crate::text;
+
+#[derive(Clone, Debug, PartialEq)]
+enum Plain {
+    Undefined,
+    Null { absent: bool },
+    Bool(bool),
+    Number(f64),
+    NullText,
+    Text(Vec<u16>),
+}
+
+struct Message {
+    properties: Vec<(&'static str, Option<&'static str>)>,
+    body: serde_json::Value,
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    fn new() -> Message {
+        let body = json!({
+            "n": 12.5, "z": 0, "t": true, "f": false, "s": "lpm", "e": "", "v": null,
+            "o": { "n": 1 }, "l": [4, "8", [true]], "d": "2031-07-04T10:20:30Z", "x": "a😀b", "k": "a\"b",
+        });
+        let properties = vec![
+            ("zone", Some("north")),
+            ("rpm", Some("1450")),
+            ("gone", None),
+            ("blank", Some("")),
+            ("x", Some("a😀b")),
+            ("$body.f", Some("shadow")),
+        ];
+        let bytes = body.to_string().into_bytes();
+        Message { properties, body, bytes }
+    }
+}
+
+impl MessageView for Message {
+    fn property(&self, name: &PropertyName) -> Text<'_> {
+        match self.properties.iter().find(|(known, _)| name.matches(known)) {
+            None => Text::Undefined,
+            Some((_, None)) => Text::Null,
+            Some((_, Some(value))) => Text::Text(value),
+        }
+    }
+
+    fn system_property(&self, name: &PropertyName) -> Text<'_> {
+        match name.folded() {
+            "CONTENTTYPE" => Text::Text("application/json"),
+            "CONTENTENCODING" => Text::Text("UTF-8"),
+            "SITE" => Text::Text("sys"),
+            _ => Text::Undefined,
+        }
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn of_text(text: Text<'_>) -> Plain {
+    match text {
+        Text::Undefined => Plain::Undefined,
+        Text::Null => Plain::NullText,
+        Text::Text(text) => Plain::Text(text.encode_utf16().collect()),
+    }
+}
+
+/// The value of a body path without wildcards.
+fn of_body(mut at: &serde_json::Value, steps: Option<&[Step]>) -> Plain {
+    let Some(steps) = steps else { return Plain::Undefined };
+    for step in steps {
+        let next = match (step, at) {
+            (Step::Member(name), serde_json::Value::Object(object)) => object.get(name),
+            (Step::Element(index), serde_json::Value::Array(array)) => array.get(*index),
+            _ => None,
+        };
+        match next {
+            Some(next) => at = next,
+            None => return Plain::Null { absent: true },
+        }
+    }
+    match at {
+        serde_json::Value::Null => Plain::Null { absent: false },
+        serde_json::Value::Bool(value) => Plain::Bool(*value),
+        serde_json::Value::Number(number) => Plain::Number(number.as_f64().expect("finite")),
+        serde_json::Value::String(text) if text.contains("T10") => Plain::Undefined,
+        serde_json::Value::String(text) => Plain::Text(text.encode_utf16().collect()),
+        serde_json::Value::Array(_) | serde_json::Value::Object(_) => Plain::Undefined,
+    }
+}
+
+/// The value and the type of the node at `at`.
+fn walk(checked: &Checked, at: usize, message: &Message) -> (Plain, Type) {
+    let node = &checked.nodes[at];
+    let property = |name: &str| of_text(message.property(&PropertyName::new(name)));
+    let system = |name: &str| of_text(message.system_property(&PropertyName::new(name)));
+    let or_else = |value: Plain, other: Plain| if value == Plain::Undefined { other } else { value };
+    let value = match &node.operation {
+        Operation::Number(number) => Plain::Number(*number),
+        Operation::Text(bytes) => Plain::Text(text::units(bytes).collect()),
+        Operation::Bool(value) => Plain::Bool(*value),
+        Operation::Null => Plain::Null { absent: false },
+        Operation::Undefined => Plain::Undefined,
+        Operation::Property(name) => property(name),
+        Operation::System(name) => system(name),
+        Operation::PropertyOrSystem { property: name, system: other } => {
+            or_else(property(name), system(other))
+        }
+        Operation::Body { property: name, path } => {
+            let own = name.as_ref().map_or(Plain::Undefined, |name| property(name));
+            or_else(own, of_body(&message.body, path.steps()))
+        }
+        Operation::Negate => Plain::Number(-number_of(&walk(checked, at - 1, message).0)),
+        Operation::Not => match walk(checked, at - 1, message) {
+            (_, Type::Null) => Plain::Bool(true),
+            (Plain::Bool(value), _) => Plain::Bool(!value),
+            _ => Plain::Undefined,
+        },
+        Operation::Binary(operator) => {
+            let left = checked.nodes[at - 1].first - 1;
+            binary(*operator, walk(checked, left, message), walk(checked, at - 1, message))
+        }
+        Operation::Call(function, count) => {
+            let mut arguments = Vec::new();
+            let mut end = at;
+            for _ in 0..*count {
+                arguments.push(walk(checked, end - 1, message));
+                end = checked.nodes[end - 1].first;
+            }
+            arguments.reverse();
+            call(*function, &arguments)
+        }
+    };
+    (value, node.result)
+}
+
+fn number_of(value: &Plain) -> f64 {
+    if let Plain::Number(number) = value { *number } else { f64::NAN }
+}
+
+fn to_body(value: Plain, given: Type) -> Plain {
+    match (value, given) {
+        (Plain::Number(number), Type::Number) if number.is_nan() => Plain::Undefined,
+        (value, _) => value,
+    }
+}
+
+fn binary(operator: BinaryOperator, left: (Plain, Type), right: (Plain, Type)) -> Plain {
+    use BinaryOperator::*;
+    let types = (left.1, right.1);
+    let body = types.0 == Type::Body || types.1 == Type::Body;
+    let (left, right) =
+        if body { (to_body(left.0, left.1), to_body(right.0, right.1)) } else { (left.0, right.0) };
+    let holds = |order: Ordering| match operator {
+        Equal => order == Ordering::Equal,
+        NotEqual => order != Ordering::Equal,
+        Less => order == Ordering::Less,
+        LessOrEqual => order != Ordering::Greater,
+        Greater => order == Ordering::Greater,
+        _ => order != Ordering::Less,
+    };
+    match operator {
+        Multiply | Divide | Remainder | Add | Subtract => match (&left, &right) {
+            (Plain::Number(left), Plain::Number(right)) => Plain::Number(match operator {
+                Multiply => left * right,
+                Divide => left / right,
+                Remainder => left % right,
+                Add => left + right,
+                _ => left - right,
+            }),
+            _ => Plain::Undefined,
+        },
+        Concat => call(Function::Concat, &[(left, types.0), (right, types.1)]),
+        Equal | NotEqual | Less | LessOrEqual | Greater | GreaterOrEqual => {
+            let order = if body { body_order(&left, &right) } else { plain_order(&left, &right) };
+            order.map_or(Plain::Undefined, |order| Plain::Bool(holds(order)))
+        }
+        And | Or if body => match (left, right) {
+            (Plain::Bool(left), Plain::Bool(right)) => {
+                Plain::Bool(if operator == And { left && right } else { left || right })
+            }
+            _ => Plain::Undefined,
+        },
+        And | Or => match (types, operator) {
+            ((Type::Null, Type::Null), _) => Plain::Null { absent: false },
+            ((Type::Null, _) | (_, Type::Null), And) => Plain::Null { absent: false },
+            ((Type::Null, _), _) => right,
+            ((_, Type::Null), _) => left,
+            _ => {
+                let decisive = Plain::Bool(operator == Or);
+                match (&left, &right) {
+                    (left, right) if *left == decisive || *right == decisive => decisive,
+                    (Plain::Undefined, _) | (_, Plain::Undefined) => Plain::Undefined,
+                    _ => Plain::Bool(operator == And),
+                }
+            }
+        },
+        Coalesce => match (&left, types.0) {
+            (Plain::Undefined, _) => right,
+            (Plain::Number(number), Type::Number) if number.is_nan() => right,
+            _ => left,
+        },
+    }
+}
+
+fn plain_order(left: &Plain, right: &Plain) -> Option<Ordering> {
+    match (left, right) {
+        (Plain::Number(left), Plain::Number(right)) => left.partial_cmp(right),
+        (Plain::Text(left), Plain::Text(right)) => Some(left.cmp(right)),
+        (Plain::Bool(left), Plain::Bool(right)) => Some(left.cmp(right)),
+        (Plain::Null { .. }, Plain::Null { .. }) => Some(Ordering::Equal),
+        _ => None,
+    }
+}
+
+fn body_order(left: &Plain, right: &Plain) -> Option<Ordering> {
+    let rank = |value: &Plain| match value {
+        Plain::Undefined => None,
+        Plain::Bool(_) => Some(0),
+        Plain::Number(_) => Some(1),
+        Plain::NullText | Plain::Text(_) => Some(2),
+        Plain::Null { .. } => Some(3),
+    };
+    let ranks = (rank(left)?, rank(right)?);
+    Some(match (left, right) {
+        (Plain::Number(left), Plain::Number(right)) => match (left.is_nan(), right.is_nan()) {
+            (true, true) => Ordering::Equal,
+            (true, false) => Ordering::Less,
+            (false, true) => Ordering::Greater,
+            (false, false) => left.partial_cmp(right)?,
+        },
+        (Plain::NullText, Plain::Text(_)) => Ordering::Less,
+        (Plain::Text(_), Plain::NullText) => Ordering::Greater,
+        (Plain::Text(left), Plain::Text(right)) => left.cmp(right),
+        (Plain::Bool(left), Plain::Bool(right)) => left.cmp(right),
+        _ => ranks.0.cmp(&ranks.1),
+    })
+}
+
+fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
+    let number_at = |at: usize| number_of(&arguments[at].0);
+    let text_at = |at: usize| match &arguments[at].0 {
+        Plain::Text(text) => Some(text.clone()),
+        _ => None,
+    };
+    let mapped = |map: fn(char) -> char| match text_at(0) {
+        Some(own) => {
+            let characters = char::decode_utf16(own);
+            Plain::Text(
+                characters
+                    .flat_map(|character| match character {
+                        Ok(character) => map(character).encode_utf16(&mut [0; 2]).to_vec(),
+                        Err(lone) => vec![lone.unpaired_surrogate()],
+                    })
+                    .collect(),
+            )
+        }
+        None => Plain::Undefined,
+    };
+    let two = |holds: fn(&[u16], &[u16]) -> bool| match (text_at(0), text_at(1)) {
+        (Some(of), Some(part)) => Plain::Bool(holds(&of, &part)),
+        _ => Plain::Undefined,
+    };
+    let position = |of: &[u16], part: &[u16]| (0..=of.len()).find(|at| of[*at..].starts_with(part));
+    match function {
+        Function::Abs => Plain::Number(number_at(0).abs()),
+        Function::Ceiling => Plain::Number(number_at(0).ceil()),
+        Function::Floor => Plain::Number(number_at(0).floor()),
+        Function::Exp => Plain::Number(number_at(0).exp()),
+        Function::Sqrt => Plain::Number(number_at(0).sqrt()),
+        Function::Square => Plain::Number(number_at(0) * number_at(0)),
+        Function::Sign => Plain::Number(match number_at(0) {
+            number if number > 0.0 => 1.0,
+            number if number < 0.0 => -1.0,
+            number => number.abs(),
+        }),
+        Function::Power if number_at(0).is_nan() || number_at(1).is_nan() => Plain::Number(f64::NAN),
+        Function::Power => Plain::Number(number_at(0).powf(number_at(1))),
+        Function::AsNumber => match &arguments[0].0 {
+            Plain::Number(number) => Plain::Number(*number),
+            Plain::Text(own) => {
+                let own = String::from_utf16_lossy(own);
+                Plain::Number(number::parse(own.as_bytes(), &mut String::new()).unwrap_or(f64::NAN))
+            }
+            _ => Plain::Number(f64::NAN),
+        },
+        Function::IsBool => match &arguments[0] {
+            (Plain::Undefined, Type::Bool | Type::Body) => Plain::Undefined,
+            (value, _) => Plain::Bool(matches!(value, Plain::Bool(_))),
+        },
+        Function::IsNumber => Plain::Bool(number_at(0).is_finite()),
+        Function::IsString => Plain::Bool(text_at(0).is_some()),
+        Function::IsDefined => Plain::Bool(match &arguments[0] {
+            (Plain::Number(number), Type::Number) => !number.is_nan(),
+            (value, _) => *value != Plain::Undefined,
+        }),
+        Function::IsNull => match &arguments[0] {
+            (Plain::Undefined, Type::Body) => Plain::Undefined,
+            (value, Type::Body) => Plain::Bool(*value != Plain::Null { absent: true }),
+            (value, _) => Plain::Bool(matches!(value, Plain::Null { .. } | Plain::NullText)),
+        },
+        Function::Concat => {
+            let mut joined = Vec::new();
+            for (part, _) in arguments {
+                match part {
+                    Plain::Text(part) => joined.extend_from_slice(part),
+                    Plain::NullText => {}
+                    _ => return Plain::Undefined,
+                }
+            }
+            Plain::Text(joined)
+        }
+        Function::Length => Plain::Number(text_at(0).map_or(f64::NAN, |own| own.len() as f64)),
+        Function::Lower => mapped(text::lower),
+        Function::Upper => mapped(text::upper),
+        Function::Substring => {
+            let Some(own) = text_at(0) else { return Plain::Undefined };
+            let (start, whole) = (number_at(1), own.len() as f64);
+            let length = if arguments.len() == 3 { number_at(2) } else { whole - start.trunc() };
+            let start_fits =
+                start >= 0.0 && if arguments.len() == 3 { start < whole } else { start <= whole };
+            let fits = start_fits && length >= 0.0 && (arguments.len() == 2 || length <= whole - start);
+            match fits {
+                true => Plain::Text(own[start as usize..start as usize + length as usize].to_vec()),
+                false => Plain::Undefined,
+            }
+        }
+        Function::IndexOf => Plain::Number(match (text_at(0), text_at(1)) {
+            (Some(of), Some(part)) => position(&of, &part).map_or(-1.0, |at| at as f64),
+            _ => f64::NAN,
+        }),
+        Function::StartsWith => two(|of, part| of.starts_with(part)),
+        Function::EndsWith => two(|of, part| of.ends_with(part)),
+        Function::Contains => match (text_at(0), text_at(1)) {
+            (Some(of), Some(part)) => Plain::Bool(position(&of, &part).is_some()),
+            _ => Plain::Undefined,
+        },
+    }
+}
+
+fn plain_truth(checked: &Checked, message: &Message) -> Truth {
+    match walk(checked, checked.nodes.len() - 1, message) {
+        (Plain::Bool(true), _) => Truth::True,
+        (Plain::Bool(false), _) | (_, Type::Null) => Truth::False,
+        _ => Truth::Undefined,
+    }
+}
+
+/// Writes a condition whose parts have fitting types most of the time, as `choices` say.
+struct Writer<'c> {
+    choices: std::slice::Iter<'c, u8>,
+}
+
+impl Writer<'_> {
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[usize::from(*self.choices.next().unwrap_or(&0)) % from.len()]
+    }
+
+    fn write(&mut self, wanted: char, depth: u32) -> String {
+        let form = self.pick(match (wanted, depth) {
+            ('N', 0) => &["0", "3", "2.5", "-1", "1e999", "0x1F", "-0"],
+            ('S', 0) => &[
+                "zone",
+                "rpm",
+                "gone",
+                "nope",
+                "x",
+                "blank",
+                "$site",
+                "'a'",
+                "'\\uD83D'",
+                "'\\uDE00b'",
+                "''",
+            ],
+            ('B', 0) => &["true", "false", "true", "is_null(null)"],
+            ('L', 0) => &["null"],
+            ('U', 0) => &["undefined"],
+            (_, 0) => &[
+                "$body.n",
+                "$body.z",
+                "$body.t",
+                "$body.f",
+                "{$body.f}",
+                "$body.s",
+                "$body.e",
+                "$body.v",
+                "$body.o",
+                "$body.o.n",
+                "$body.l[0]",
+                "$body.l[1]",
+                "$body.l[2][0]",
+                "$body.d",
+                "$body.x",
+                "$body.k",
+                "$body.no",
+            ],
+            ('N', _) => &[
+                "(N + N)",
+                "(N - N)",
+                "(N * N)",
+                "(N / N)",
+                "(N % N)",
+                "- N",
+                "abs(Q)",
+                "floor(N)",
+                "sign(N)",
+                "power(N, N)",
+                "sqrt(N)",
+                "length(S)",
+                "length(Q)",
+                "as_number(S)",
+                "as_number(Q)",
+                "index_of(S, S)",
+                "(N ?? N)",
+                "square(N)",
+                "ceiling(N)",
+                "exp(N)",
+            ],
+            ('S', _) => &[
+                "(S || S)",
+                "concat(S, Q, S)",
+                "lower(S)",
+                "upper(Q)",
+                "substring(S, N)",
+                "substring(S, N, N)",
+                "substring(Q, 1, 2)",
+                "(S ?? S)",
+                "lower(upper(S))",
+                "(S || (S || S))",
+                "substring((S || S), 1)",
+            ],
+            ('B', _) => &[
+                "(S = S)",
+                "(S < S)",
+                "(N >= N)",
+                "(N != N)",
+                "(B = B)",
+                "(B <= B)",
+                "(Q = S)",
+                "(Q < N)",
+                "(N > Q)",
+                "(Q <> Q)",
+                "(Q >= L)",
+                "(B <= Q)",
+                "(B AND B)",
+                "(B OR B)",
+                "NOT B",
+                "NOT Q",
+                "(Q AND B)",
+                "(Q OR B)",
+                "(Q AND Q)",
+                "(B OR U)",
+                "(U AND B)",
+                "(B OR L)",
+                "is_bool(B)",
+                "is_bool(Q)",
+                "is_number(N)",
+                "is_number(Q)",
+                "is_string(S)",
+                "is_string(Q)",
+                "is_defined(N)",
+                "is_defined(S)",
+                "is_defined(B)",
+                "is_defined(Q)",
+                "is_null(S)",
+                "is_null(Q)",
+                "is_null(L)",
+                "starts_with(S, S)",
+                "ends_with(S, S)",
+                "contains(S, Q)",
+                "(B ?? B)",
+                "(L = L)",
+                "(U = U)",
+                "(S = 'a')",
+                "('lpm' = Q)",
+                "NOT L",
+            ],
+            ('L', _) => &["(L AND B)", "(L OR L)", "(L ?? L)", "null"],
+            ('U', _) => &["(U ?? U)", "undefined"],
+            (_, _) => {
+                &["(Q + N)", "(N - Q)", "(Q * Q)", "(Q / Q)", "(Q ?? N)", "(S ?? Q)", "(Q ?? Q)", "(L ?? Q)"]
+            }
+        });
+        if depth == 0 {
+            return form.to_owned();
+        }
+        let mut written = String::new();
+        // Only letters that stand alone are places to fill; names of more letters are kept.
+        for (at, letter) in form.char_indices() {
+            let alone = |other: Option<char>| !other.is_some_and(|other| other.is_alphanumeric());
+            let before = form[..at].chars().next_back();
+            let after = form[at + letter.len_utf8()..].chars().next();
+            if matches!(letter, 'N' | 'S' | 'B' | 'L' | 'U' | 'Q') && alone(before) && alone(after) {
+                let depth = depth - 1 - u32::from(self.pick(&["", "x"]).len() as u32 > 0 && depth > 1);
+                written.push_str(&self.write(letter, depth));
+            } else {
+                written.push(letter);
+            }
+        }
+        written
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn programs_equal_the_plain_walk(choices in proptest::collection::vec(any::<u8>(), 0..80), root in 0..5) {
+        let root = if root == 0 { 'Q' } else { 'B' };
+        let text = Writer { choices: choices.iter() }.write(root, 4);
+        let tree = parse_condition(&text).expect("parses").expect("not empty");
+        let checked = check(&text, &tree).unwrap_or_else(|faults| panic!("{text}: {faults:?}"));
+        let message = Message::new();
+        let mut vocabulary = Vocabulary::default();
+        let program = Program::new(&checked, &mut vocabulary);
+        let mut scratch = Scratch::default();
+        let found = program.evaluate(&vocabulary, &message, &mut scratch);
+        prop_assert_eq!(found, plain_truth(&checked, &message), "{}", text);
+    }
+}

@@ -1,0 +1,262 @@
+//! Owns the difference between disk and memory: an ordered key-value engine with atomic batches.
+
+mod disk;
+mod memory;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub(crate) use disk::{DiskBudget, DiskEngine, DiskOpenError, DiskSizes};
+pub(crate) use memory::MemoryEngine;
+
+use crate::error::StoreError;
+
+/// The families of keys, each with its own shape of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Bodies that several queues share, by position in the log.
+    Log,
+    /// Queue entries, by queue and offset; the body is inside when one queue alone takes it.
+    Reference,
+    /// Names, counters, checkpoints.
+    Meta,
+    /// Keyed state.
+    State,
+}
+
+impl Family {
+    pub(crate) const ALL: [Self; 4] = [Self::Log, Self::Reference, Self::Meta, Self::State];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Reference => "ref",
+            Self::Meta => "meta",
+            Self::State => "state",
+        }
+    }
+}
+
+/// What the engine said no to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EngineError {
+    Full(String),
+    Io(String),
+    Corrupt(String),
+}
+
+impl From<EngineError> for StoreError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Full(reason) => Self::Full { reason: Arc::from(reason) },
+            EngineError::Io(reason) => Self::Io { reason: Arc::from(reason) },
+            EngineError::Corrupt(reason) => Self::Damaged { reason: Arc::from(reason) },
+        }
+    }
+}
+
+/// What a visitor of a scan wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visit {
+    Next,
+    Stop,
+}
+
+/// A value as a scan sees it: in one piece, or as it was put.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Value<'a> {
+    Borrowed(&'a [u8]),
+    Shared { head: &'a [u8], body: &'a Bytes },
+}
+
+impl Value<'_> {
+    /// The first bytes of the value, up to the body if it is kept apart.
+    pub(crate) fn head(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared { head, .. } => head,
+        }
+    }
+
+    /// What follows the first `head_bytes` bytes; shared where the engine can.
+    pub(crate) fn body(&self, head_bytes: usize) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes.get(head_bytes..).unwrap_or_default()),
+            Self::Shared { body, .. } => (*body).clone(),
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> Bytes {
+        match self {
+            Self::Shared { head: [], body } => (*body).clone(),
+            Self::Shared { head, body } => Bytes::from([*head, &body[..]].concat()),
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+        }
+    }
+}
+
+/// The engine of a store.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    kind: Kind,
+    #[cfg(test)]
+    failing_writes: std::sync::atomic::AtomicUsize,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Disk(DiskEngine),
+    Memory(MemoryEngine),
+}
+
+/// Changes that are made together or not at all.
+pub(crate) enum Batch {
+    Disk { batch: rocksdb::WriteBatch, scratch: Vec<u8> },
+    Memory(Vec<memory::Change>),
+}
+
+impl Engine {
+    pub(crate) fn disk(engine: DiskEngine) -> Self {
+        Self::new(Kind::Disk(engine))
+    }
+
+    pub(crate) fn memory() -> Self {
+        Self::new(Kind::Memory(MemoryEngine::default()))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            #[cfg(test)]
+            failing_writes: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+
+    /// Lets the next writes fail; for tests.
+    #[cfg(test)]
+    pub(crate) fn fail_writes(&self, writes: usize) {
+        self.failing_writes.store(writes, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    pub(crate) fn batch(&self, capacity_bytes: usize) -> Batch {
+        match &self.kind {
+            Kind::Disk(_) => Batch::Disk {
+                batch: rocksdb::WriteBatch::with_capacity_bytes(capacity_bytes),
+                scratch: Vec::new(),
+            },
+            Kind::Memory(_) => Batch::Memory(Vec::new()),
+        }
+    }
+
+    /// Puts a value that consists of two parts.
+    pub(crate) fn put(&self, batch: &mut Batch, family: Family, key: &[u8], head: &[u8], body: &Bytes) {
+        match (&self.kind, batch) {
+            (Kind::Disk(engine), Batch::Disk { batch, scratch }) => {
+                if head.is_empty() {
+                    batch.put_cf(&engine.family(family), key, body);
+                } else {
+                    scratch.clear();
+                    scratch.extend_from_slice(head);
+                    scratch.extend_from_slice(body);
+                    batch.put_cf(&engine.family(family), key, &scratch[..]);
+                }
+            }
+            (Kind::Memory(_), Batch::Memory(changes)) => {
+                changes.push(memory::Change::put(family, key, head, body.clone()));
+            }
+            (Kind::Disk(_), Batch::Memory(_)) | (Kind::Memory(_), Batch::Disk { .. }) => {}
+        }
+    }
+
+    pub(crate) fn delete(&self, batch: &mut Batch, family: Family, key: &[u8]) {
+        match (&self.kind, batch) {
+            (Kind::Disk(engine), Batch::Disk { batch, .. }) => batch.delete_cf(&engine.family(family), key),
+            (Kind::Memory(_), Batch::Memory(changes)) => changes.push(memory::Change::delete(family, key)),
+            (Kind::Disk(_), Batch::Memory(_)) | (Kind::Memory(_), Batch::Disk { .. }) => {}
+        }
+    }
+
+    /// Deletes the keys of `from..to`.
+    pub(crate) fn delete_range(&self, batch: &mut Batch, family: Family, from: &[u8], to: &[u8]) {
+        match (&self.kind, batch) {
+            (Kind::Disk(engine), Batch::Disk { batch, .. }) => {
+                batch.delete_range_cf(&engine.family(family), from, to);
+            }
+            (Kind::Memory(_), Batch::Memory(changes)) => {
+                changes.push(memory::Change::delete_range(family, from, to));
+            }
+            (Kind::Disk(_), Batch::Memory(_)) | (Kind::Memory(_), Batch::Disk { .. }) => {}
+        }
+    }
+
+    /// Makes the changes; when `sync`, they and all before them survive a loss of power afterwards.
+    pub(crate) fn write(&self, batch: Batch, sync: bool) -> Result<(), EngineError> {
+        #[cfg(test)]
+        {
+            use std::sync::atomic::Ordering::SeqCst;
+            if self.failing_writes.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                return Err(EngineError::Full("injected".into()));
+            }
+        }
+        match (&self.kind, batch) {
+            (Kind::Disk(engine), Batch::Disk { batch, .. }) => engine.write(batch, sync),
+            (Kind::Memory(engine), Batch::Memory(changes)) => {
+                engine.write(changes);
+                Ok(())
+            }
+            (Kind::Disk(_), Batch::Memory(_)) | (Kind::Memory(_), Batch::Disk { .. }) => {
+                Err(EngineError::Io("a batch of another engine".into()))
+            }
+        }
+    }
+
+    /// Makes everything written so far survive a loss of power.
+    pub(crate) fn sync(&self) -> Result<(), EngineError> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.sync(),
+            Kind::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Gives the space of `from..to` back at once where that is cheap. Nobody may read the range again.
+    pub(crate) fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) {
+        match &self.kind {
+            Kind::Disk(engine) => engine.reclaim(family, from, to),
+            Kind::Memory(_) => {}
+        }
+    }
+
+    pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.get(family, key),
+            Kind::Memory(engine) => Ok(engine.get(family, key)),
+        }
+    }
+
+    /// Visits the keys of `from..to` in order until told to stop.
+    pub(crate) fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], Value<'_>) -> Visit,
+    ) -> Result<(), EngineError> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.scan(family, from, to, visit),
+            Kind::Memory(engine) => {
+                engine.scan(family, from, to, visit);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the engine holds on disk and in memory; `None` for an engine in memory.
+    pub(crate) fn sizes(&self) -> Option<DiskSizes> {
+        match &self.kind {
+            Kind::Disk(engine) => Some(engine.sizes()),
+            Kind::Memory(_) => None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Owns the way of work to the writer thread: a bounded queue of requests, and the queues with new settlements.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::error::StoreError;
+use crate::keyed::Change;
+use crate::queue::QueueShared;
+use crate::record::AppendRequest;
+
+/// The writer joins at most this many requests into one write.
+pub(crate) const GROUP_REQUESTS_MAX: usize = 4096;
+/// The writer joins requests into one write until they have this many bytes.
+pub(crate) const GROUP_BYTES: usize = 1 << 20;
+/// A settlement waits at most this long for an append to ride on.
+pub(crate) const SETTLE_DELAY: Duration = Duration::from_millis(5);
+
+/// A submit waits while this many requests, or as many times [`PERMIT_BYTES`], are ahead of the writer.
+const PERMITS_MAX: u32 = 4096;
+const PERMIT_BYTES: usize = 4096;
+
+/// What is asked of the writer.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Append(AppendRequest),
+    Keyed(Vec<Change>),
+    /// Nothing but the promise that all before it is durable.
+    Barrier,
+}
+
+/// Work, its size, and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) work: Work,
+    bytes: usize,
+    permits: u32,
+    pub(crate) done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+/// What the writer does next.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) requests: Vec<Request>,
+    pub(crate) bytes: usize,
+    pub(crate) settled: Vec<Arc<QueueShared>>,
+    /// No more requests will come; this group is the last one if it holds none.
+    pub(crate) closing: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Intake {
+    permits: Semaphore,
+    state: Mutex<IntakeState>,
+    ready: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct IntakeState {
+    requests: VecDeque<Request>,
+    settled: Vec<Arc<QueueShared>>,
+    /// When the oldest settlement, or a new queue's name, began to wait.
+    lazy_since: Option<Instant>,
+    closing: bool,
+    abandoned: bool,
+}
+
+impl Intake {
+    pub(crate) fn new() -> Self {
+        Self {
+            permits: Semaphore::new(PERMITS_MAX as usize),
+            state: Mutex::new(IntakeState::default()),
+            ready: Condvar::new(),
+        }
+    }
+
+    /// Hands work over; waits while too much is ahead of it. Nothing is handed over if the future is dropped.
+    pub(crate) async fn submit(
+        &self,
+        work: Work,
+        bytes: usize,
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+        let permits = u32::try_from(1 + bytes / PERMIT_BYTES).unwrap_or(u32::MAX).min(PERMITS_MAX);
+        let permit = self.permits.acquire_many(permits).await.map_err(|_| StoreError::Closed)?;
+        let (done, commit) = oneshot::channel();
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(StoreError::Closed);
+        }
+        permit.forget();
+        let wake = state.requests.is_empty();
+        state.requests.push_back(Request { work, bytes, permits, done });
+        drop(state);
+        if wake {
+            self.ready.notify_one();
+        }
+        Ok(commit)
+    }
+
+    /// Tells the writer that a queue has new settlements.
+    pub(crate) fn settled(&self, queue: Arc<QueueShared>) {
+        let mut state = self.state.lock();
+        if !state.abandoned {
+            state.settled.push(queue);
+            self.wake_lazily(&mut state);
+        }
+    }
+
+    /// Tells the writer that there is a new queue.
+    pub(crate) fn named(&self) {
+        let mut state = self.state.lock();
+        self.wake_lazily(&mut state);
+    }
+
+    fn wake_lazily(&self, state: &mut IntakeState) {
+        if state.lazy_since.is_none() {
+            state.lazy_since = Some(Instant::now());
+            self.ready.notify_one();
+        }
+    }
+
+    /// Refuses new work; what was handed over is still done.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+        self.state.lock().closing = true;
+        self.ready.notify_one();
+    }
+
+    /// Answers all that waits, because nobody will do it.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        let mut state = self.state.lock();
+        state.abandoned = true;
+        let requests = std::mem::take(&mut state.requests);
+        let settled = std::mem::take(&mut state.settled);
+        drop(state);
+        drop(settled);
+        for request in requests {
+            let _ = request.done.send(Err(StoreError::Closed));
+        }
+    }
+
+    /// The next group: what has gathered while the last one was written, or the first that comes until
+    /// `deadline`. The group is empty at the deadline, or for names of new queues alone.
+    pub(crate) fn next(&self, deadline: Instant) -> Group {
+        let mut state = self.state.lock();
+        loop {
+            let now = Instant::now();
+            let lazy_due = state.lazy_since.map(|since| since + SETTLE_DELAY);
+            if !state.requests.is_empty()
+                || state.closing
+                || now >= deadline
+                || lazy_due.is_some_and(|due| now >= due)
+            {
+                break;
+            }
+            let until = lazy_due.map_or(deadline, |due| due.min(deadline));
+            self.ready.wait_until(&mut state, until);
+        }
+        let mut group =
+            Group { settled: std::mem::take(&mut state.settled), closing: state.closing, ..Group::default() };
+        state.lazy_since = None;
+        let mut permits = 0;
+        while group.requests.len() < GROUP_REQUESTS_MAX && group.bytes < GROUP_BYTES {
+            let Some(request) = state.requests.pop_front() else { break };
+            permits += request.permits as usize;
+            group.bytes += request.bytes;
+            group.requests.push(request);
+        }
+        drop(state);
+        if permits > 0 {
+            self.permits.add_permits(permits);
+        }
+        group
+    }
+}

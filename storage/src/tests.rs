@@ -1,0 +1,196 @@
+//! Owns the tests that look below the public interface: failing writes, and what is left in the engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::engine::{DiskBudget, DiskEngine, Engine, Family, Visit};
+use crate::*;
+
+const ALL: ReadLimit = ReadLimit { count: usize::MAX, bytes: usize::MAX };
+
+fn store_on(engine: &Arc<Engine>, durability: Durability) -> Store {
+    Store::start(PathBuf::new(), Some(durability), Arc::clone(engine), &StoreOptions::memory()).unwrap()
+}
+
+fn request(queues: &[&Queue], records: usize, text: &str) -> AppendRequest {
+    let targets: SmallVec<[Target; 2]> =
+        queues.iter().map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite }).collect();
+    let record = Record { bytes: Bytes::copy_from_slice(text.as_bytes()), targets };
+    AppendRequest { records: vec![record; records], unrouted: 1 }
+}
+
+fn delivered(range: std::ops::Range<u64>) -> Vec<Settlement> {
+    let settle = |offset| Settlement { offset: Offset::new(offset), outcome: Outcome::Delivered };
+    range.map(settle).collect()
+}
+
+fn rows(engine: &Engine, family: Family) -> usize {
+    let mut rows = 0;
+    engine
+        .scan(family, &[], None, &mut |_, _| {
+            rows += 1;
+            Visit::Next
+        })
+        .unwrap();
+    rows
+}
+
+fn engines(folder: &tempfile::TempDir) -> [Arc<Engine>; 2] {
+    let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20 };
+    let disk = DiskEngine::open(&folder.path().join("db"), budget).unwrap();
+    [Arc::new(Engine::disk(disk)), Arc::new(Engine::memory())]
+}
+
+#[tokio::test]
+async fn a_failing_write_refuses_its_requests_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let (one, two) = (store.queue("one").unwrap(), store.queue("two").unwrap());
+        store.submit(request(&[&one, &two], 3, "before")).await.unwrap().await.unwrap();
+        store.submit(request(&[&one], 2, "before")).await.unwrap().await.unwrap();
+        one.settle(&delivered(3..5));
+        store.flush().await.unwrap();
+        let (ledger, hub) = (one.ledger(), store.hub_ledger());
+
+        one.settle(&delivered(1..2));
+        engine.fail_writes(usize::MAX);
+        for _ in 0..2 {
+            let refused = store.submit(request(&[&one, &two], 2, "lost")).await.unwrap().await;
+            assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
+        }
+        engine.fail_writes(0);
+        assert_eq!(store.hub_ledger().unrouted(), hub.unrouted());
+        assert_eq!((one.tail(), two.tail()), (Offset::new(5), Offset::new(3)));
+        assert_eq!(one.ledger().accepted(), ledger.accepted());
+
+        store.submit(request(&[&one, &two], 1, "after")).await.unwrap().await.unwrap();
+        let texts = |batch: Batch| -> Vec<(u64, String)> {
+            let text = |entry: &Entry| String::from_utf8(entry.bytes.to_vec()).unwrap();
+            batch.entries.iter().map(|entry| (entry.offset.get(), text(entry))).collect()
+        };
+        let before = |offset| (offset, "before".to_owned());
+        let expected = vec![before(0), before(2), (5, "after".to_owned())];
+        assert_eq!(texts(one.read(Offset::ZERO, ALL).await.unwrap()), expected);
+        store.close();
+
+        // The settlement that met the failing write was written after all.
+        let store = store_on(&engine, Durability::Sync);
+        let one = store.queue("one").unwrap();
+        assert_eq!(texts(one.read(Offset::ZERO, ALL).await.unwrap()), expected);
+        assert_eq!((one.ledger().delivered(), one.ledger().gap(), store.hub_ledger().gap()), (3, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_failing_write_of_keyed_state_is_reported_and_changes_nothing() {
+    let engine = Arc::new(Engine::memory());
+    let store = store_on(&engine, Durability::Os);
+    let twins = store.keyed(Table::Twins);
+    twins.put(b"d1", Bytes::from_static(b"old")).await.unwrap();
+    engine.fail_writes(1);
+    assert!(matches!(twins.put(b"d1", Bytes::from_static(b"new")).await, Err(StoreError::Full { .. })));
+    assert_eq!(twins.get(b"d1").await.unwrap(), Some(Bytes::from_static(b"old")));
+}
+
+#[tokio::test]
+async fn the_interval_level_answers_after_its_sync() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Interval { millis: 20 });
+        let queue = store.queue("q").unwrap();
+        let start = Instant::now();
+        store.submit(request(&[&queue], 1, "x")).await.unwrap().await.unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        let commit = store.submit(request(&[&queue], 1, "x")).await.unwrap();
+        store.close();
+        commit.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_shared_body_is_released_when_its_last_queue_has_settled_it() {
+    const RECORDS: u64 = 25_000;
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Os);
+        let (one, two) = (store.queue("one").unwrap(), store.queue("two").unwrap());
+        for _ in 0..RECORDS / 1000 {
+            store.submit(request(&[&one, &two], 1000, "shared")).await.unwrap().await.unwrap();
+        }
+        assert_eq!(rows(&engine, Family::Log) as u64, RECORDS);
+        one.settle(&delivered(0..RECORDS));
+        store.flush().await.unwrap();
+        assert_eq!(rows(&engine, Family::Log) as u64, RECORDS, "the other queue needs all of it");
+        assert!((rows(&engine, Family::Reference) as u64) < 2 * RECORDS, "whole stretches are gone");
+
+        let last = two.read(Offset::new(RECORDS - 1), ALL).await.unwrap();
+        assert_eq!(last.entries[0].bytes, "shared");
+        two.settle(&delivered(0..RECORDS));
+        store.flush().await.unwrap();
+        assert!((rows(&engine, Family::Log) as u64) < RECORDS / 2, "whole segments are gone");
+
+        // Queues at rest give back the rest, but for the segment that the next body goes to.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while rows(&engine, Family::Reference) > 0 || rows(&engine, Family::Log) > 4096 {
+            assert!(Instant::now() < deadline, "space of a quiet queue was not released");
+            store.flush().await.unwrap();
+        }
+        assert_eq!((one.ledger().gap(), two.ledger().queued()), (0, 0));
+
+        // Offsets and positions in the log go on.
+        store.submit(request(&[&one, &two], 2, "later")).await.unwrap().await.unwrap();
+        store.close();
+        let store = store_on(&engine, Durability::Os);
+        let two = store.queue("two").unwrap();
+        let batch = two.read(Offset::ZERO, ALL).await.unwrap();
+        assert_eq!(batch.entries.len(), 2);
+        assert_eq!((batch.entries[0].offset.get(), &batch.entries[0].bytes[..]), (RECORDS, &b"later"[..]));
+        assert!(rows(&engine, Family::Log) <= 4096);
+        two.settle(&delivered(RECORDS..RECORDS + 2));
+        store.queue("one").unwrap().settle(&delivered(RECORDS..RECORDS + 2));
+        store.close();
+
+        // What the last run left of its segment goes at the second start, when nothing refers to it.
+        let store = store_on(&engine, Durability::Os);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while rows(&engine, Family::Reference) > 0 {
+            assert!(Instant::now() < deadline, "space of a quiet queue was not released");
+            store.flush().await.unwrap();
+        }
+        store.close();
+        store_on(&engine, Durability::Os).close();
+        assert_eq!(rows(&engine, Family::Log), 0);
+        assert_eq!(store_on(&engine, Durability::Os).queue("one").unwrap().tail().get(), RECORDS + 2);
+    }
+}
+
+#[tokio::test]
+async fn entries_that_are_gone_or_damaged_are_dropped_and_counted() {
+    let engine = Arc::new(Engine::memory());
+    let store = store_on(&engine, Durability::Os);
+    let queue = store.queue("q").unwrap();
+    store.submit(request(&[&queue], 6, "sound")).await.unwrap().await.unwrap();
+    store.close();
+    let mut batch = engine.batch(0);
+    engine.delete(&mut batch, Family::Reference, &crate::rows::reference_key(0, 1));
+    engine.put(&mut batch, Family::Reference, &crate::rows::reference_key(0, 2), &[0x80], &Bytes::new());
+    engine.delete(&mut batch, Family::Reference, &crate::rows::reference_key(0, 5));
+    engine.write(batch, false).unwrap();
+    let store = store_on(&engine, Durability::Os);
+    let queue = store.queue("q").unwrap();
+    let mut next = Offset::ZERO;
+    let mut offsets = Vec::new();
+    while next < queue.tail() {
+        let batch = queue.read(next, ALL).await.unwrap();
+        offsets.extend(batch.entries.iter().map(|entry| entry.offset.get()));
+        next = batch.next;
+    }
+    assert_eq!(offsets, [0, 3, 4]);
+    let ledger = queue.ledger();
+    assert_eq!((ledger.dropped(DropReason::Unreadable), ledger.queued(), ledger.gap()), (3, 3, 0));
+}

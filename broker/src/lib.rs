@@ -1,1 +1,16 @@
-//! The edgehub message hub as a library.
+//! The edgehub message hub as a library: clients in, routes, module inputs and the upstream out.
+//!
+//! The rooms, in the order in which a message walks through them:
+//!
+//! | room | owns |
+//! | --- | --- |
+//! | [`message`] | the one message type and its stored form |
+//! | [`backend`] | the one trait between the heads and whoever serves them |
+//! | [`identity`] | who is who: identities, tokens, the scope cache |
+//!
+//! The crate names no environment variable and reads no file; all comes in typed, through
+//! its builder.
+
+pub mod backend;
+pub mod identity;
+pub mod message;

@@ -1,0 +1,28 @@
+//! Who is who: device and module identities, their tokens, the cache of those in scope.
+
+mod authenticate;
+mod key;
+mod name;
+mod record;
+mod refresh;
+mod scope;
+mod scope_client;
+mod token;
+
+pub use authenticate::{Accepted, Refusal, Verdict, actor_of, verify, verify_on_behalf, verify_token};
+pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
+pub use name::{ID_BYTES_MAX, Identity, IdentityError};
+pub use record::{Authentication, ScopePage, ServiceIdentity, ServiceIdentityError, Status};
+pub use refresh::{
+    CHANGES_MAX, FullScope, LEAF_MODULES_MAX, REMEMBERED_REFRESHES_MAX, RefreshOptions, SINGLE_REFRESHES_MAX,
+    ScopeError, ScopeRefresher, ScopeSource, WAITING_LOGINS_MAX,
+};
+pub use scope::{
+    CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX, ScopeCache, ScopeCacheError, ScopeChange,
+};
+pub use scope_client::{ANSWER_BYTES_MAX, CALL_TIMEOUT_SECS, ScopeClient, ScopeClientOptions};
+pub(crate) use token::escaped;
+pub use token::{
+    EXPIRY_TOLERANCE_SECS, Hosts, OWN_TOKEN_LIFE_SECS, SIGN_TIMEOUT_SECS, SasToken, SignError, Signer,
+    Signing, TOKEN_BYTES_MAX, TokenError, TokenSource, own_audience, unix_now_secs,
+};

@@ -7,10 +7,12 @@
 //! | [`message`] | the one message type and its stored form |
 //! | [`backend`] | the one trait between the heads and whoever serves them |
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
+//! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
 //!
 //! The crate names no environment variable and reads no file; all comes in typed, through
 //! its builder.
 
+pub mod amqp;
 pub mod backend;
 pub mod identity;
 pub mod message;

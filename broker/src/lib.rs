@@ -4,6 +4,7 @@
 //!
 //! | room | owns |
 //! | --- | --- |
+//! | [`head`] | what speaks to clients: sockets, packets, sessions |
 //! | [`message`] | the one message type and its stored form |
 //! | [`backend`] | the one trait between the heads and whoever serves them |
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
@@ -14,5 +15,6 @@
 
 pub mod amqp;
 pub mod backend;
+pub mod head;
 pub mod identity;
 pub mod message;

@@ -1,0 +1,4 @@
+//! What speaks to clients: one module per protocol, all of them on [`crate::backend::Backend`].
+
+pub mod mqtt;
+pub(crate) mod warn_limit;

@@ -1,0 +1,226 @@
+//! Messages on their way to the client: packet ids, what waits for its PUBACK, and what became of each.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::packet::{PacketId, QoS};
+use super::session::Session;
+use super::wire::Wire;
+use super::{encode, topic};
+use crate::backend::{Deliveries, Outcome, Settler};
+use crate::identity::Identity;
+use crate::message::{Message, Value};
+
+/// User property with which a message asks for a lower QoS.
+const QOS_PROPERTY: &str = "mqtt-qos";
+
+/// Bounds of what is on its way to one client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeliveryLimits {
+    pub(super) in_flight_max: usize,
+    pub(super) waiting_max: usize,
+    pub(super) output_backlog_bytes_max: usize,
+}
+
+/// The client takes its messages too slowly, or never acknowledges any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooSlow;
+
+pub(super) struct Deliverer {
+    limits: DeliveryLimits,
+    receiver: Identity,
+    next_packet_id: u16,
+    in_flight: AHashMap<PacketId, InFlight>,
+    /// How many times each delivery is in flight; more than nothing makes the next one a duplicate.
+    in_flight_keys: AHashMap<u64, u32>,
+    hasher: ahash::RandomState,
+    waiting: VecDeque<Waiting>,
+    /// QoS 0 deliveries, with the position in the output behind which each is settled.
+    unwritten: VecDeque<(u64, Settler, u64)>,
+    acknowledged: Vec<(Settler, u64)>,
+    topic: Vec<u8>,
+}
+
+struct InFlight {
+    settlement: Option<(Settler, u64)>,
+    key: u64,
+}
+
+struct Waiting {
+    input: Arc<str>,
+    settler: Settler,
+    tag: u64,
+    message: Message,
+}
+
+impl Deliverer {
+    pub(super) fn new(receiver: Identity, limits: DeliveryLimits) -> Self {
+        Self {
+            limits,
+            receiver,
+            next_packet_id: 1,
+            in_flight: AHashMap::new(),
+            in_flight_keys: AHashMap::new(),
+            hasher: ahash::RandomState::new(),
+            waiting: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            acknowledged: Vec::new(),
+            topic: Vec::new(),
+        }
+    }
+
+    /// Takes deliveries over; they are written at once or when there is room.
+    pub(super) fn deliver<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        session: &Session,
+        deliveries: Deliveries,
+    ) -> Result<(), TooSlow> {
+        let Deliveries { input, messages, settler } = deliveries;
+        if self.waiting.len() + messages.len() > self.limits.waiting_max {
+            return Err(TooSlow);
+        }
+        self.waiting.extend(messages.into_iter().map(|(tag, message)| Waiting {
+            input: input.clone(),
+            settler: settler.clone(),
+            tag,
+            message,
+        }));
+        self.resume(wire, session);
+        Ok(())
+    }
+
+    /// Writes what waits, as far as there is room; false when nothing could be written.
+    pub(super) fn resume<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        session: &Session,
+    ) -> bool {
+        let mut released = Vec::new();
+        let mut resumed = false;
+        while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
+            && self.in_flight.len() < self.limits.in_flight_max
+            && let Some(waiting) = self.waiting.pop_front()
+        {
+            self.send(wire, session, waiting, &mut released);
+            resumed = true;
+        }
+        settle_all(&mut released, Outcome::Released);
+        resumed
+    }
+
+    /// Publishes a text of the hub's own; nothing happens when no filter of the client matches.
+    pub(super) fn publish<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        session: &Session,
+        topic: &str,
+        payload: &Bytes,
+    ) {
+        let Some(granted) = session.granted(topic) else { return };
+        // Nobody waits for the acknowledgement of such a text, so it is not worth more than the window's room.
+        let room = self.in_flight.len() < self.limits.in_flight_max;
+        let packet_id = (granted == QoS::AtLeastOnce && room).then(|| self.new_packet_id());
+        if encode::publish_header(&mut wire.output, topic.as_bytes(), packet_id, false, payload.len()) {
+            wire.put_payload(payload);
+            if let Some(packet_id) = packet_id {
+                self.in_flight.insert(packet_id, InFlight { settlement: None, key: 0 });
+            }
+        }
+    }
+
+    /// Takes a PUBACK; false when nothing waited for it. [`Deliverer::settle_acknowledged`] passes it on.
+    pub(super) fn acknowledge(&mut self, packet_id: PacketId) -> bool {
+        let Some(in_flight) = self.in_flight.remove(&packet_id) else { return false };
+        if let Some(settlement) = in_flight.settlement {
+            if let Some(count) = self.in_flight_keys.get_mut(&in_flight.key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.in_flight_keys.remove(&in_flight.key);
+                }
+            }
+            self.acknowledged.push(settlement);
+        }
+        true
+    }
+
+    /// Settles all that was acknowledged since the last call, once per settler.
+    pub(super) fn settle_acknowledged(&mut self) {
+        settle_all(&mut self.acknowledged, Outcome::Accepted);
+    }
+
+    /// Settles the QoS 0 deliveries that the socket has taken.
+    pub(super) fn settle_written(&mut self, written_position: u64) {
+        let mut written = Vec::new();
+        while self.unwritten.front().is_some_and(|(position, ..)| *position <= written_position)
+            && let Some((_, settler, tag)) = self.unwritten.pop_front()
+        {
+            written.push((settler, tag));
+        }
+        settle_all(&mut written, Outcome::Accepted);
+    }
+
+    fn send<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        session: &Session,
+        waiting: Waiting,
+        released: &mut Vec<(Settler, u64)>,
+    ) {
+        let Waiting { input, settler, tag, message } = waiting;
+        let mut topic = std::mem::take(&mut self.topic);
+        topic.clear();
+        topic::write_input(&mut topic, &self.receiver, &input, &message);
+        match std::str::from_utf8(&topic).ok().and_then(|text| session.granted(text)) {
+            None => released.push((settler, tag)),
+            Some(granted) => {
+                let asked_for = message.properties.application(|name| name == QOS_PROPERTY);
+                let packet_id = (granted == QoS::AtLeastOnce && asked_for != Value::Text("0"))
+                    .then(|| self.new_packet_id());
+                let key = self.hasher.hash_one((message.id, &*input));
+                let dup = packet_id.is_some() && self.in_flight_keys.contains_key(&key);
+                if !encode::publish_header(&mut wire.output, &topic, packet_id, dup, message.body.len()) {
+                    // No PUBLISH can carry it: its topic would be longer than 65,535 bytes.
+                    settler.settle([(tag, Outcome::Rejected)]);
+                } else {
+                    wire.put_payload(&message.body);
+                    match packet_id {
+                        Some(packet_id) => {
+                            *self.in_flight_keys.entry(key).or_default() += 1;
+                            let in_flight = InFlight { settlement: Some((settler, tag)), key };
+                            self.in_flight.insert(packet_id, in_flight);
+                        }
+                        None => self.unwritten.push_back((wire.end_position(), settler, tag)),
+                    }
+                }
+            }
+        }
+        self.topic = topic;
+    }
+
+    /// The next free packet id. There is one, because fewer than 65,535 are in flight.
+    fn new_packet_id(&mut self) -> PacketId {
+        loop {
+            let candidate = PacketId::new(self.next_packet_id);
+            self.next_packet_id = self.next_packet_id.wrapping_add(1);
+            if let Some(packet_id) = candidate
+                && !self.in_flight.contains_key(&packet_id)
+            {
+                return packet_id;
+            }
+        }
+    }
+}
+
+fn settle_all(settled: &mut Vec<(Settler, u64)>, outcome: Outcome) {
+    while let Some((settler, _)) = settled.first() {
+        let settler = settler.clone();
+        let of_this = settled.iter().filter(|(other, _)| other.same_as(&settler));
+        settler.settle(of_this.map(|(_, tag)| (*tag, outcome)));
+        settled.retain(|(other, _)| !other.same_as(&settler));
+    }
+}

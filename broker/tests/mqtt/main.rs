@@ -1,0 +1,9 @@
+//! The MQTT head as a client sees it.
+
+// The lint spares test functions only; everything here is test code.
+#![allow(clippy::unwrap_used)]
+
+mod connection;
+mod differential;
+mod mock;
+mod vectors;

@@ -8,13 +8,21 @@
 //! | [`message`] | the one message type and its stored form |
 //! | [`backend`] | the one trait between the heads and whoever serves them |
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
+//! | [`dispatch`] | acceptance: size-check, decide, append, acknowledge |
+//! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
+//! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
+//! | [`hub`] | the builder and the handle that an embedder holds |
 //!
 //! The crate names no environment variable and reads no file; all comes in typed, through
-//! its builder.
+//! [`hub::HubOptions`].
 
 pub mod amqp;
 pub mod backend;
+pub mod delivery;
+pub mod dispatch;
 pub mod head;
+pub mod hub;
 pub mod identity;
 pub mod message;
+pub mod upstream;

@@ -1,4 +1,5 @@
 //! What speaks to clients: one module per protocol, all of them on [`crate::backend::Backend`].
 
+pub mod amqp;
 pub mod mqtt;
 pub(crate) mod warn_limit;

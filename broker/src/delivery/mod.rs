@@ -1,0 +1,18 @@
+//! Delivery: one pump per endpoint, which owns its order, window, backoff and expiry.
+//!
+//! A pump reads its queues, the most urgent first, hands messages to the consumer of the moment, and settles
+//! what the consumer answers. What is under way when a consumer goes or fails is read again from the first
+//! entry that is not settled, so nothing overtakes a failed message, and whatever repeats is a suffix.
+
+mod backoff;
+mod in_flight;
+mod module;
+mod presence;
+mod sent;
+mod source;
+
+pub use backoff::{Backoff, BackoffOptions, PAUSE_SECS_MAX};
+pub use module::{ModulePump, ModulePumpOptions};
+pub use presence::{Consumer, Presence};
+pub(crate) use sent::SentMetrics;
+pub(crate) use source::{QueueReader, Queued};

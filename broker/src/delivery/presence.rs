@@ -1,0 +1,56 @@
+//! Which modules are there to take messages.
+
+use dashmap::DashMap;
+use tokio::sync::watch;
+
+use crate::backend::Mailbox;
+use crate::identity::Identity;
+
+/// The connection that takes the messages for a module's inputs.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    /// Tells one connection of an identity from the next.
+    pub connection: u64,
+    /// The way to it.
+    pub mailbox: Mailbox,
+}
+
+/// The consumers by module. Touched when a module subscribes or leaves, and when a pump starts.
+#[derive(Default)]
+pub struct Presence {
+    consumers: DashMap<Identity, watch::Sender<Option<Consumer>>, ahash::RandomState>,
+}
+
+impl Presence {
+    /// Nobody is there.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A module takes messages from now on; a consumer that it had before is replaced.
+    pub fn arrive(&self, module: &Identity, consumer: Consumer) {
+        self.slot(module, |slot| slot.send_replace(Some(consumer)));
+    }
+
+    /// The module's connection takes no more messages. A newer connection is left alone.
+    pub fn leave(&self, module: &Identity, connection: u64) {
+        self.slot(module, |slot| {
+            slot.send_if_modified(|current| {
+                let own = current.as_ref().is_some_and(|consumer| consumer.connection == connection);
+                if own {
+                    *current = None;
+                }
+                own
+            })
+        });
+    }
+
+    /// The consumer of a module, now and later.
+    pub fn watch(&self, module: &Identity) -> watch::Receiver<Option<Consumer>> {
+        self.slot(module, watch::Sender::subscribe)
+    }
+
+    fn slot<R>(&self, module: &Identity, then: impl FnOnce(&watch::Sender<Option<Consumer>>) -> R) -> R {
+        then(&self.consumers.entry(module.clone()).or_insert_with(|| watch::Sender::new(None)))
+    }
+}

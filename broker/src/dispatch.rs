@@ -1,0 +1,179 @@
+//! Acceptance of messages: size-check, decide, append; the caller acknowledges when the commit resolves.
+//!
+//! The routes in force are one immutable [`Routing`] behind an atomic pointer: table, queues and times to live
+//! change together, so a message is decided and stored under the old routes or the new ones, never under half.
+//! What a connection needs again and again (candidate routes per output, metric handles) lives in its
+//! [`Publisher`], so the way of a message touches no lock and no shared map.
+
+mod routing;
+mod view;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use edgehub_routing::{Candidates, Decision, MessageSource};
+use edgehub_storage::{AppendRequest, Commit, Record, Store, StoreError, Target};
+use metrics::{Counter, Histogram, counter, histogram};
+use smallvec::SmallVec;
+
+use crate::backend::PublishError;
+use crate::message::{MESSAGE_BYTES_MAX, Message, Sender, SystemProperty, Value};
+
+pub use routing::{QueuePlan, Routing, queue_name, split_queue_name};
+use view::View;
+
+/// Outputs of one connection whose candidate routes are kept; a client that names more pays for the look-up.
+const OUTPUTS_CACHED_MAX: usize = 64;
+
+/// Decides and stores.
+#[derive(Clone)]
+pub struct Dispatch {
+    routing: Arc<ArcSwap<Routing>>,
+    store: Store,
+}
+
+/// What one connection keeps between its messages.
+pub struct Publisher {
+    routing: arc_swap::Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
+    store: Store,
+    id: String,
+    decision: Decision,
+    outputs: Vec<Output>,
+    generation: u64,
+    sizes: Histogram,
+}
+
+struct Output {
+    name: Option<Box<str>>,
+    candidates: Candidates,
+    received: Counter,
+    unrouted: Counter,
+}
+
+impl Dispatch {
+    /// Dispatch without any route.
+    pub fn new(store: Store) -> Self {
+        Self { routing: Arc::new(ArcSwap::from_pointee(Routing::empty())), store }
+    }
+
+    /// Puts new routes in force. Messages that are being decided keep the ones they began with.
+    pub fn apply(&self, routing: Routing) {
+        self.routing.store(Arc::new(routing));
+    }
+
+    /// The routes in force.
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routing.load_full()
+    }
+
+    /// The way in for one connection.
+    pub fn publisher(&self, sender: &Sender) -> Publisher {
+        let id = sender.identity.to_string();
+        Publisher {
+            routing: arc_swap::Cache::new(self.routing.clone()),
+            store: self.store.clone(),
+            decision: Decision::default(),
+            outputs: Vec::new(),
+            generation: 0,
+            sizes: histogram!("edgehub_message_size_bytes", "id" => id.clone()),
+            id,
+        }
+    }
+}
+
+/// Whether a message may be published at all.
+///
+/// # Errors
+/// When it is larger than [`MESSAGE_BYTES_MAX`], or names a blank output.
+pub fn check(message: &Message) -> Result<(), PublishError> {
+    let size_bytes = message.size_bytes();
+    if size_bytes > MESSAGE_BYTES_MAX {
+        return Err(PublishError::TooLarge { size_bytes, limit_bytes: MESSAGE_BYTES_MAX });
+    }
+    if message.sender.identity.module_id().is_some() {
+        match message.properties.system(SystemProperty::OutputName) {
+            Value::Null => return Err(PublishError::Malformed("the output name is empty")),
+            Value::Text(name) if name.trim().is_empty() => {
+                return Err(PublishError::Malformed("the output name is blank"));
+            }
+            Value::Text(_) | Value::Absent => {}
+        }
+    }
+    Ok(())
+}
+
+impl Publisher {
+    /// Decides and puts in line all of these messages. Waits while the store has no room for another request.
+    ///
+    /// # Errors
+    /// When the store is closed or refuses the request.
+    pub async fn publish(&mut self, messages: &[Message]) -> Result<Commit, PublishError> {
+        let request = self.decide(messages);
+        self.store.submit(request).await.map_err(PublishError::from)
+    }
+
+    fn decide(&mut self, messages: &[Message]) -> AppendRequest {
+        // An `Arc` for the turn: the cache cannot stay borrowed while outputs are looked up.
+        let routing = self.routing.load().clone();
+        if routing.generation() != self.generation {
+            self.outputs.clear();
+            self.generation = routing.generation();
+        }
+        let mut request = AppendRequest { records: Vec::with_capacity(messages.len()), unrouted: 0 };
+        for message in messages {
+            let index = self.output(&routing, message);
+            let output = &self.outputs[index];
+            output.received.increment(1);
+            self.sizes.record(message.size_bytes() as f64);
+            let view = View::new(message);
+            routing.table().decide(&output.candidates, &view, &mut self.decision);
+            let targets: SmallVec<[Target; 2]> =
+                self.decision.targets.iter().map(|target| routing.target(target)).collect();
+            if targets.is_empty() {
+                output.unrouted.increment(1);
+                request.unrouted += 1;
+            } else {
+                request.records.push(Record { bytes: message.to_record(), targets });
+            }
+        }
+        request
+    }
+
+    /// The cached facts about the message's source.
+    fn output(&mut self, routing: &Routing, message: &Message) -> usize {
+        let name = message.output().filter(|_| message.sender.identity.module_id().is_some());
+        if let Some(index) = self.outputs.iter().position(|output| output.name.as_deref() == name) {
+            return index;
+        }
+        if self.outputs.len() == OUTPUTS_CACHED_MAX {
+            self.outputs.clear();
+        }
+        let source = match message.sender.identity.module_id() {
+            None => MessageSource::Device,
+            Some(module) => MessageSource::Module { module, output: name },
+        };
+        let label = name.unwrap_or_default().to_owned();
+        self.outputs.push(Output {
+            name: name.map(Box::from),
+            // A blank output is refused by `check`; a head that does not ask gets a message without routes.
+            candidates: routing.table().candidates(&source).unwrap_or_default(),
+            received: counter!(
+                "edgehub_messages_received_total", "route_output" => label.clone(), "id" => self.id.clone()
+            ),
+            unrouted: counter!(
+                "edgehub_messages_dropped_total",
+                "reason" => "no_route", "from" => self.id.clone(), "from_route_output" => label
+            ),
+        });
+        self.outputs.len() - 1
+    }
+}
+
+impl From<StoreError> for PublishError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full { .. } => PublishError::Full(error.to_string()),
+            other => PublishError::Store(other.to_string()),
+        }
+    }
+}

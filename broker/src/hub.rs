@@ -1,0 +1,324 @@
+//! The builder and the handle that an embedder holds.
+//!
+//! Locks, and how they may be held: `clients` and [`Presence`] are sharded maps, touched when a client connects,
+//! subscribes or leaves; no guard of one is held while the other is touched, or across an await. `pumps` is a mutex
+//! around what [`Hub::apply`] changes; nothing else takes it but [`Hub::status`]. The way of a message takes none.
+
+mod authenticator;
+mod client;
+mod config;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use bytes::Bytes;
+use dashmap::DashMap;
+use edgehub_storage::{Queue, Store, StoreError, Table};
+use metrics::{counter, gauge};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::backend::{
+    Backend, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
+};
+use crate::delivery::{Consumer, ModulePump, ModulePumpOptions, Presence};
+use crate::dispatch::{self, Dispatch};
+use crate::identity::Identity;
+use crate::message::{Message, Origin, Sender};
+use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
+
+pub use authenticator::{Authenticating, Authenticator};
+pub use client::HubClient;
+pub use client::HubCommit;
+pub use config::{Applied, ApplyError};
+pub use status::{ClientStatus, LedgerStatus, QueueStatus, Status};
+
+/// How a hub is set up. All parts have a meaning of their own; there is no hidden default.
+pub struct HubOptions {
+    /// The edge device that this hub is the hub of.
+    pub edge_device: Identity,
+    /// Connections that may be open at a time.
+    pub clients_max: usize,
+    /// How module inputs are served.
+    pub module_pump: ModulePumpOptions,
+    /// The way up, if there is one.
+    pub upstream: Option<UpstreamOptions>,
+}
+
+/// A running hub. Cheap to clone; it stops with [`Hub::stop`].
+#[derive(Clone)]
+pub struct Hub {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    edge_device: Identity,
+    clients_max: usize,
+    module_pump: ModulePumpOptions,
+    store: Store,
+    dispatch: Dispatch,
+    authenticator: Arc<dyn Authenticator>,
+    clients: DashMap<Identity, Connected, ahash::RandomState>,
+    clients_open: AtomicUsize,
+    connections: AtomicU64,
+    presence: Presence,
+    pumps: Mutex<Pumps>,
+    upstream: Option<upstream::Handle>,
+    delivery: Handle,
+}
+
+/// The open connection of an identity.
+struct Connected {
+    connection: u64,
+    mailbox: Mailbox,
+}
+
+/// What [`Hub::apply`] changes besides the routes themselves.
+#[derive(Default)]
+struct Pumps {
+    /// The queues of each module endpoint, by its id; dropping the sender stops the pump.
+    modules: AHashMap<Arc<str>, watch::Sender<Vec<(u32, Queue)>>>,
+    /// The last good version of each route by name.
+    good_routes: AHashMap<String, edgehub_routing::OwnedRouteSpec>,
+}
+
+impl Hub {
+    /// Starts a hub without routes: it accepts and counts messages, and delivers nothing until
+    /// [`Hub::apply`]. Pumps and the upstream run on `delivery`.
+    pub fn start(
+        options: HubOptions,
+        store: Store,
+        authenticator: Arc<dyn Authenticator>,
+        delivery: Handle,
+    ) -> Self {
+        let upstream = options
+            .upstream
+            .map(|upstream_options| upstream::start(upstream_options, store.clone(), &delivery));
+        Self {
+            inner: Arc::new(Inner {
+                edge_device: options.edge_device,
+                clients_max: options.clients_max,
+                module_pump: options.module_pump,
+                dispatch: Dispatch::new(store.clone()),
+                store,
+                authenticator,
+                clients: DashMap::default(),
+                clients_open: AtomicUsize::new(0),
+                connections: AtomicU64::new(0),
+                presence: Presence::new(),
+                pumps: Mutex::new(Pumps::default()),
+                upstream,
+                delivery,
+            }),
+        }
+    }
+
+    /// The state of the way up; none without an upstream.
+    pub fn upstream(&self) -> Option<watch::Receiver<UpstreamStatus>> {
+        self.inner.upstream.as_ref().map(upstream::Handle::status)
+    }
+
+    /// Closes all client connections, then the way up. Messages stay in the store, which the embedder closes.
+    pub async fn stop(&self, limit: Duration) {
+        let mailboxes: Vec<Mailbox> =
+            self.inner.clients.iter().map(|entry| entry.value().mailbox.clone()).collect();
+        let closing = async {
+            for mailbox in mailboxes {
+                // A connection that is gone already has no use for the command.
+                let _ = mailbox.send(Command::Close(CloseReason::Stopping)).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, closing).await;
+        self.inner.pumps.lock().modules.clear();
+        if let Some(upstream) = &self.inner.upstream {
+            upstream.stop(limit).await;
+        }
+    }
+
+    fn spawn_pump(
+        &self,
+        pumps: &mut Pumps,
+        endpoint_id: &Arc<str>,
+        module: Identity,
+        input: &str,
+        queues: Vec<(u32, Queue)>,
+    ) {
+        let (sender, receiver) = watch::channel(queues);
+        let pump = ModulePump::new(
+            module.clone(),
+            input.into(),
+            endpoint_id.clone(),
+            self.inner.store.clone(),
+            self.inner.module_pump,
+            self.inner.presence.watch(&module),
+            receiver,
+        );
+        self.inner.delivery.spawn(pump.run());
+        pumps.modules.insert(endpoint_id.clone(), sender);
+    }
+}
+
+impl Backend for Hub {
+    type Client = HubClient;
+    type Commit = HubCommit;
+
+    async fn login(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
+        let identity = login.identity.clone();
+        if let Err(error) = self.inner.authenticator.authenticate(&login).await {
+            if let LoginError::Refused(reason) = &error {
+                tracing::info!(client = %identity, reason, "Client not authenticated");
+                counter!(
+                    "edgehub_client_connect_failed_total",
+                    "id" => identity.to_string(), "reason" => "not_authenticated"
+                )
+                .increment(1);
+            }
+            return Err(error);
+        }
+        self.connect(login, mailbox)
+    }
+
+    fn sender(&self, client: &HubClient) -> Arc<Sender> {
+        client.sender.clone()
+    }
+
+    fn check(&self, _: &HubClient, message: &Message) -> Result<(), PublishError> {
+        dispatch::check(message)
+    }
+
+    async fn publish(
+        &self,
+        client: &mut HubClient,
+        messages: Vec<Message>,
+    ) -> Result<HubCommit, PublishError> {
+        client.publisher.publish(&messages).await.map(HubCommit::new)
+    }
+
+    fn subscribe(&self, client: &mut HubClient, feature: Feature, on: bool) {
+        match feature {
+            Feature::ModuleInputs if client.sender.identity.module_id().is_some() => {
+                client.set_inputs(on);
+            }
+            // The other features have no messages of their own yet: nothing is switched on by them.
+            Feature::ModuleInputs
+            | Feature::CloudToDevice
+            | Feature::Methods
+            | Feature::DesiredProperties
+            | Feature::TwinResponses => {}
+        }
+    }
+
+    async fn load_session(&self, identity: &Identity) -> Option<Bytes> {
+        let sessions = self.inner.store.keyed(Table::Sessions);
+        match sessions.get(identity.to_string().as_bytes()).await {
+            Ok(session) => session,
+            Err(error) => {
+                tracing::error!(client = %identity, %error, "The stored session cannot be read");
+                None
+            }
+        }
+    }
+
+    async fn store_session(&self, identity: &Identity, session: Option<Bytes>) -> Result<(), PublishError> {
+        let sessions = self.inner.store.keyed(Table::Sessions);
+        let key = identity.to_string();
+        let stored = match session {
+            Some(session) => sessions.put(key.as_bytes(), session).await,
+            None => sessions.delete(key.as_bytes()).await,
+        };
+        stored.map_err(PublishError::from)
+    }
+
+    fn dropped(&self, client: &HubClient, reason: HeadDrop) {
+        let reason = match reason {
+            HeadDrop::BadTopic => "bad_topic",
+            HeadDrop::BadProperties => "bad_properties",
+        };
+        counter!(
+            "edgehub_messages_dropped_total",
+            "reason" => reason, "from" => client.sender.identity.to_string(), "from_route_output" => ""
+        )
+        .increment(1);
+    }
+}
+
+impl Hub {
+    fn connect(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
+        let inner = &self.inner;
+        let identity = login.identity;
+        let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
+        // Counted first, so that two logins at the limit cannot both pass.
+        let open = inner.clients_open.fetch_add(1, Ordering::Relaxed);
+        let replaced = {
+            let known = inner.clients.contains_key(&identity);
+            if open >= inner.clients_max && !known {
+                inner.clients_open.fetch_sub(1, Ordering::Relaxed);
+                let max = inner.clients_max;
+                return Err(LoginError::Unavailable(format!(
+                    "{max} clients are connected, which is the limit; raise MaxConnectedClients"
+                )));
+            }
+            inner.clients.insert(identity.clone(), Connected { connection, mailbox: mailbox.clone() })
+        };
+        if let Some(old) = replaced {
+            tracing::info!(client = %identity, "A newer connection takes over");
+            close(old.mailbox, CloseReason::TakenOver, &inner.delivery);
+        }
+        let id = identity.to_string();
+        counter!("edgehub_client_connect_success_total", "id" => id).increment(1);
+        gauge!("edgehub_connected_clients").set(inner.clients.len() as f64);
+        let origin = if identity.device_id() == inner.edge_device.device_id() {
+            Origin::Internal
+        } else {
+            Origin::Downstream
+        };
+        let sender = Arc::new(Sender { identity, origin, model_id: login.model_id });
+        let publisher = inner.dispatch.publisher(&sender);
+        Ok(HubClient { hub: self.clone(), connection, sender, publisher, mailbox, inputs: false })
+    }
+
+    fn disconnected(&self, identity: &Identity, connection: u64) {
+        let inner = &self.inner;
+        inner.clients_open.fetch_sub(1, Ordering::Relaxed);
+        inner.clients.remove_if(identity, |_, connected| connected.connection == connection);
+        inner.presence.leave(identity, connection);
+        counter!("edgehub_client_disconnect_total", "id" => identity.to_string()).increment(1);
+        gauge!("edgehub_connected_clients").set(inner.clients.len() as f64);
+    }
+
+    fn arrive(&self, identity: &Identity, consumer: Consumer) {
+        self.inner.presence.arrive(identity, consumer);
+    }
+
+    fn leave(&self, identity: &Identity, connection: u64) {
+        self.inner.presence.leave(identity, connection);
+    }
+
+    /// The store below, for pages and tools.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+}
+
+/// Asks a connection to close; waits in the background when its mailbox is full.
+fn close(mailbox: Mailbox, reason: CloseReason, runtime: &Handle) {
+    if let Err(tokio::sync::mpsc::error::TrySendError::Full(command)) =
+        mailbox.try_send(Command::Close(reason))
+    {
+        runtime.spawn(async move {
+            // The connection may end meanwhile; then the command has come true by itself.
+            let _ = mailbox.send(command).await;
+        });
+    }
+}
+
+/// A queue cannot be opened, or the store is closed.
+impl From<StoreError> for ApplyError {
+    fn from(error: StoreError) -> Self {
+        ApplyError::Store(error.to_string())
+    }
+}

@@ -1,0 +1,125 @@
+//! Putting routes in force: compile, open queues, swap, start and stop pumps.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use edgehub_routing::{ConfigError, HubConfig, OwnedRouteSpec, RouteError, RouteTable, Sink};
+
+use super::{Hub, Pumps};
+use crate::dispatch::Routing;
+use crate::identity::Identity;
+
+/// Why a configuration is not in force; the one before stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The document itself is refused.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The store refuses a queue.
+    #[error("the queues of the routes cannot be opened: {0}")]
+    Store(String),
+}
+
+/// What came into force.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Names of the routes in force.
+    pub routes: Vec<String>,
+    /// Entries of the document that are no routes.
+    pub malformed: Vec<ConfigError>,
+    /// Routes that do not compile.
+    pub rejected: Vec<RouteError>,
+    /// Bad routes whose last good version stays in force.
+    pub kept: Vec<String>,
+}
+
+impl Applied {
+    /// Whether every route of the document is in force.
+    pub fn is_complete(&self) -> bool {
+        self.malformed.is_empty() && self.rejected.is_empty()
+    }
+}
+
+impl Hub {
+    /// Puts a configuration in force. Each route compiles alone: good ones run, a bad one keeps its last good
+    /// version if it had one. Messages that are being decided finish under the old routes; none is lost.
+    ///
+    /// # Errors
+    /// When the document has no hub-wide time to live, or the store refuses a queue. Then nothing changes.
+    pub fn apply(&self, config: &HubConfig) -> Result<Applied, ApplyError> {
+        let time_to_live_secs = config.hub_wide_time_to_live_secs()?;
+        let mut pumps = self.inner.pumps.lock();
+        let device_id = self.inner.edge_device.device_id();
+        let mut applied = Applied { malformed: config.rejected.clone(), ..Applied::default() };
+        let (_, rejected) = RouteTable::compile(config.routes.iter().map(OwnedRouteSpec::as_spec), device_id);
+        let mut in_force: AHashMap<String, OwnedRouteSpec> = config
+            .routes
+            .iter()
+            .filter(|route| !rejected.iter().any(|error| error.name == route.name))
+            .map(|route| (route.name.clone(), route.clone()))
+            .collect();
+        let bad = rejected
+            .iter()
+            .map(|error| error.name.as_str())
+            .chain(config.rejected.iter().filter_map(|error| error.route.as_deref()));
+        for name in bad {
+            if let Some(before) = pumps.good_routes.get(name) {
+                in_force.insert(name.to_owned(), before.clone());
+                applied.kept.push(name.to_owned());
+            }
+        }
+        let (table, _) = RouteTable::compile(in_force.values().map(OwnedRouteSpec::as_spec), device_id);
+        let routing = Routing::open(table, time_to_live_secs, &self.inner.store)?;
+        applied.rejected = rejected;
+        applied.routes = in_force.keys().cloned().collect();
+        applied.routes.sort_unstable();
+        self.serve(&mut pumps, &routing);
+        self.inner.dispatch.apply(routing);
+        pumps.good_routes = in_force;
+        Ok(applied)
+    }
+
+    /// Starts, changes and stops pumps so that each endpoint of the routing has one. A queue whose endpoint is
+    /// gone keeps its messages, detached, until a route names the endpoint again.
+    fn serve(&self, pumps: &mut Pumps, routing: &Routing) {
+        let mut gone: Vec<Arc<str>> = pumps.modules.keys().cloned().collect();
+        let mut upstream_queues = Vec::new();
+        for plan in routing.plans() {
+            let id = &plan.endpoint.id;
+            gone.retain(|known| known != id);
+            match &plan.endpoint.sink {
+                Sink::Upstream => upstream_queues.clone_from(&plan.queues),
+                Sink::ModuleInput { module, input } => match pumps.modules.get(id) {
+                    Some(running) => {
+                        running.send_if_modified(|queues| {
+                            let changed = queues.len() != plan.queues.len();
+                            if changed {
+                                queues.clone_from(&plan.queues);
+                            }
+                            changed
+                        });
+                    }
+                    None => match Identity::module(self.inner.edge_device.device_id(), module) {
+                        Ok(identity) => {
+                            self.spawn_pump(pumps, id, identity, input, plan.queues.clone());
+                        }
+                        Err(error) => tracing::warn!(
+                            endpoint = &**id, %error,
+                            "No module can have this name; what is routed to it waits until its time to live ends"
+                        ),
+                    },
+                },
+            }
+        }
+        if let Some(upstream) = &self.inner.upstream {
+            upstream.serve(upstream_queues);
+        }
+        for id in gone {
+            tracing::info!(
+                endpoint = &*id,
+                "No route leads to this endpoint any more; its queues are detached"
+            );
+            pumps.modules.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Lanes to the upstream: one per sender, so that a failing sender parks alone and order holds per sender.
+//!
+//! The pump reads its queues once, in order, and every message goes to the lane of its sender. A lane holds what was
+//! read and not yet settled. When a lane fails, what it held is forgotten and read again later, from its first
+//! unsettled entry on; what other lanes hold meanwhile is recognised by its place and left out. While a lane
+//! is parked, its messages are not held at all, so a sender that fails for days costs no memory. After a failure a
+//! lane takes one transfer's worth until it succeeds, so that it cannot fill the memory that all lanes share.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use ahash::{AHashMap, AHashSet};
+use edgehub_storage::Offset;
+use tokio::time::Instant;
+
+use crate::delivery::{Backoff, BackoffOptions, Queued};
+use crate::identity::Identity;
+
+/// Messages that all lanes hold together.
+pub(crate) const HELD_MESSAGES_MAX: usize = 4_096;
+
+/// Bytes of records that all lanes hold together; one message more may exceed it.
+pub(crate) const HELD_BYTES_MAX: usize = 16 << 20;
+
+/// Transfers of one lane without an answer.
+pub(crate) const LANE_TRANSFERS_MAX: usize = 16;
+
+/// Largest sum of message sizes in one transfer.
+const CHUNK_BYTES_MAX: usize = 262_144;
+
+/// A place in the queues of the endpoint: which queue, which entry.
+pub(crate) type Place = (usize, Offset);
+
+/// Names a lane for as long as the lanes exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LaneId(usize);
+
+/// Messages that are sent together and answered together.
+pub(crate) struct Chunk {
+    /// The messages in order.
+    pub(crate) messages: Vec<Queued>,
+    /// When it was sent.
+    pub(crate) sent_at: Instant,
+}
+
+/// All lanes.
+pub(crate) struct Lanes {
+    lanes: Vec<Lane>,
+    by_sender: AHashMap<Identity, LaneId>,
+    held: AHashSet<Place>,
+    held_bytes: usize,
+    in_flight: usize,
+    /// When lanes are to be read again, in order of time.
+    wakes: BTreeSet<(Instant, LaneId)>,
+    batch_max: usize,
+    backoff: BackoffOptions,
+}
+
+struct Lane {
+    sender: Identity,
+    /// What is to be sent: the more urgent first, each priority in the order of its queue.
+    pending: VecDeque<Queued>,
+    sent: VecDeque<Chunk>,
+    backoff: Backoff,
+    /// When the lane is to be read again; it takes nothing until then.
+    wake_at: Option<Instant>,
+    /// After the receiver refused a chunk its messages go one by one, so that the refusal hits the guilty one only.
+    single: usize,
+    /// The first entry of each queue that was read while the lane could not hold it. While there is one, the lane
+    /// takes nothing, or later messages would overtake.
+    skipped: Vec<Place>,
+}
+
+impl Lane {
+    fn skip(&mut self, place: Place) {
+        match self.skipped.iter_mut().find(|(queue, _)| *queue == place.0) {
+            Some((_, first)) => *first = place.1.min(*first),
+            None => self.skipped.push(place),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.pending.len() + self.sent.iter().map(|chunk| chunk.messages.len()).sum::<usize>()
+    }
+}
+
+impl Lanes {
+    /// No lanes; `batch_max` is the largest number of messages in one transfer, at least 1.
+    pub(crate) fn new(batch_max: usize, backoff: BackoffOptions) -> Self {
+        Self {
+            lanes: Vec::new(),
+            by_sender: AHashMap::new(),
+            held: AHashSet::new(),
+            held_bytes: 0,
+            in_flight: 0,
+            wakes: BTreeSet::new(),
+            batch_max: batch_max.max(1),
+            backoff,
+        }
+    }
+
+    /// How many more messages may be read, 0 when the lanes are full.
+    pub(crate) fn room(&self) -> usize {
+        if self.room_bytes() == 0 { 0 } else { HELD_MESSAGES_MAX.saturating_sub(self.held.len()) }
+    }
+
+    /// How many more bytes of records may be read.
+    pub(crate) fn room_bytes(&self) -> usize {
+        HELD_BYTES_MAX.saturating_sub(self.held_bytes)
+    }
+
+    /// Messages that are held, sent or not.
+    pub(crate) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Transfers without an answer.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Lanes that wait to be read again.
+    pub(crate) fn parked(&self) -> usize {
+        self.wakes.len()
+    }
+
+    /// The sender of a lane.
+    pub(crate) fn sender(&self, lane: LaneId) -> &Identity {
+        &self.lanes[lane.0].sender
+    }
+
+    /// Takes a message that was read. Gives the lane if it holds the message now; none if it is held already, or
+    /// its lane will have it read again.
+    pub(crate) fn push(&mut self, queued: Queued) -> Option<LaneId> {
+        let place = (queued.lane, queued.entry.offset);
+        if self.held.contains(&place) {
+            return None;
+        }
+        let id = self.lane_of(&queued.message.sender.identity);
+        let lane = &mut self.lanes[id.0];
+        let probing = lane.backoff.failures() > 0 && lane.len() >= self.batch_max;
+        if lane.wake_at.is_some() || !lane.skipped.is_empty() || probing {
+            lane.skip(place);
+            return None;
+        }
+        self.held.insert(place);
+        self.held_bytes += queued.entry.bytes.len();
+        // Behind the last one that is as urgent; mostly that is the end.
+        let behind = lane.pending.iter().rposition(|other| other.level <= queued.level);
+        lane.pending.insert(behind.map_or(0, |at| at + 1), queued);
+        Some(id)
+    }
+
+    /// Whether a lane has something that may be sent now.
+    pub(crate) fn is_ready(&self, lane: LaneId) -> bool {
+        let lane = &self.lanes[lane.0];
+        let transfers_max = if lane.single > 0 { 1 } else { LANE_TRANSFERS_MAX };
+        !lane.pending.is_empty() && lane.sent.len() < transfers_max
+    }
+
+    /// Whether a lane holds nothing.
+    pub(crate) fn is_idle(&self, lane: LaneId) -> bool {
+        let lane = &self.lanes[lane.0];
+        lane.pending.is_empty() && lane.sent.is_empty()
+    }
+
+    /// The messages of the lane's next transfer; they stay at the head of the lane until [`Lanes::sent`].
+    pub(crate) fn next_chunk(&self, lane: LaneId) -> impl Iterator<Item = &Queued> {
+        let lane = &self.lanes[lane.0];
+        let mut bytes = 0;
+        let mut count = 0;
+        let limit = if lane.single > 0 { 1 } else { self.batch_max };
+        lane.pending.iter().take_while(move |queued| {
+            bytes += queued.entry.bytes.len();
+            count += 1;
+            count == 1 || (count <= limit && bytes <= CHUNK_BYTES_MAX)
+        })
+    }
+
+    /// The first `count` messages of the lane are on their way, as one transfer.
+    pub(crate) fn sent(&mut self, lane: LaneId, count: usize, now: Instant) {
+        let lane = &mut self.lanes[lane.0];
+        let messages = lane.pending.drain(..count).collect();
+        lane.sent.push_back(Chunk { messages, sent_at: now });
+        self.in_flight += 1;
+    }
+
+    /// Takes the first `count` messages out of the lane, unsent.
+    pub(crate) fn discard(&mut self, lane: LaneId, count: usize, now: Instant) -> Vec<Queued> {
+        let taken: Vec<Queued> = self.lanes[lane.0].pending.drain(..count).collect();
+        self.forget(&taken);
+        self.read_again_if_due(lane, now);
+        taken
+    }
+
+    /// When the lane's oldest transfer was sent.
+    pub(crate) fn oldest_sent_at(&self, lane: LaneId) -> Option<Instant> {
+        self.lanes[lane.0].sent.front().map(|chunk| chunk.sent_at)
+    }
+
+    /// The lane's oldest transfer was answered for good: delivered, or refused for ever. Transfers of one lane are
+    /// answered in their order, as one link carries them.
+    pub(crate) fn settled(&mut self, id: LaneId, now: Instant) -> Option<Chunk> {
+        let lane = &mut self.lanes[id.0];
+        let chunk = lane.sent.pop_front()?;
+        lane.backoff.succeed();
+        lane.single = lane.single.saturating_sub(chunk.messages.len());
+        self.in_flight -= 1;
+        self.forget(&chunk.messages);
+        self.read_again_if_due(id, now);
+        Some(chunk)
+    }
+
+    /// The receiver refused a chunk of several messages: its messages, and all sent behind it, go again one by one.
+    pub(crate) fn split(&mut self, lane: LaneId) {
+        let lane = &mut self.lanes[lane.0];
+        lane.single = lane.sent.iter().map(|chunk| chunk.messages.len()).sum();
+        self.in_flight -= lane.sent.len();
+        for chunk in lane.sent.drain(..).rev() {
+            for queued in chunk.messages.into_iter().rev() {
+                lane.pending.push_front(queued);
+            }
+        }
+    }
+
+    /// How many messages the lane's oldest transfer holds.
+    pub(crate) fn oldest_len(&self, lane: LaneId) -> usize {
+        self.lanes[lane.0].sent.front().map_or(0, |chunk| chunk.messages.len())
+    }
+
+    /// The next `count` messages go one by one.
+    pub(crate) fn go_single(&mut self, lane: LaneId, count: usize) {
+        self.lanes[lane.0].single = count;
+    }
+
+    /// The lane failed: it is parked, and what it held will be read again.
+    pub(crate) fn park(&mut self, id: LaneId, now: Instant) -> Duration {
+        let lane = &mut self.lanes[id.0];
+        let pause = lane.backoff.fail();
+        lane.single = 0;
+        self.in_flight -= lane.sent.len();
+        let sent = lane.sent.drain(..).flat_map(|chunk| chunk.messages);
+        let held: Vec<Queued> = sent.chain(lane.pending.drain(..)).collect();
+        for queued in &held {
+            lane.skip((queued.lane, queued.entry.offset));
+        }
+        self.forget(&held);
+        self.wake_at(id, now + pause);
+        pause
+    }
+
+    /// When the next lane is to be read again.
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// Lets the lanes go on whose pause is over; gives the places from where to read again, at once.
+    pub(crate) fn wake(&mut self, now: Instant) -> Vec<Place> {
+        let mut places = Vec::new();
+        while let Some((_, id)) = self.wakes.first().filter(|(at, _)| *at <= now).copied() {
+            self.wakes.pop_first();
+            let lane = &mut self.lanes[id.0];
+            lane.wake_at = None;
+            places.append(&mut lane.skipped);
+        }
+        places
+    }
+
+    /// The connection is gone or new: nothing is held or parked any more; all is read again from the start.
+    pub(crate) fn reset(&mut self) {
+        for lane in &mut self.lanes {
+            lane.pending.clear();
+            lane.sent.clear();
+            lane.wake_at = None;
+            lane.single = 0;
+            lane.skipped.clear();
+        }
+        self.wakes.clear();
+        self.held.clear();
+        self.held_bytes = 0;
+        self.in_flight = 0;
+    }
+
+    fn lane_of(&mut self, sender: &Identity) -> LaneId {
+        if let Some(id) = self.by_sender.get(sender) {
+            return *id;
+        }
+        let id = LaneId(self.lanes.len());
+        self.lanes.push(Lane {
+            sender: sender.clone(),
+            pending: VecDeque::new(),
+            sent: VecDeque::new(),
+            backoff: Backoff::with(self.backoff),
+            wake_at: None,
+            single: 0,
+            skipped: Vec::new(),
+        });
+        self.by_sender.insert(sender.clone(), id);
+        id
+    }
+
+    /// What a lane could not take while it was on probation is read again once it succeeded, or holds nothing.
+    fn read_again_if_due(&mut self, id: LaneId, now: Instant) {
+        let lane = &self.lanes[id.0];
+        let may = lane.backoff.failures() == 0 || (lane.pending.is_empty() && lane.sent.is_empty());
+        if may && !lane.skipped.is_empty() && lane.wake_at.is_none() {
+            self.wake_at(id, now);
+        }
+    }
+
+    fn wake_at(&mut self, id: LaneId, at: Instant) {
+        if let Some(before) = self.lanes[id.0].wake_at.replace(at) {
+            self.wakes.remove(&(before, id));
+        }
+        self.wakes.insert((at, id));
+    }
+
+    fn forget(&mut self, messages: &[Queued]) {
+        for queued in messages {
+            self.held.remove(&(queued.lane, queued.entry.offset));
+            self.held_bytes -= queued.entry.bytes.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Message, Origin, Properties, Sender};
+    use bytes::Bytes;
+    use edgehub_storage::{Entry, StoreTime, Ttl};
+    use std::sync::Arc;
+
+    fn queued(sender: &str, offset: u64) -> Queued {
+        queued_at(0, sender, offset)
+    }
+
+    fn queued_at(level: u32, sender: &str, offset: u64) -> Queued {
+        let sender =
+            Sender { identity: Identity::parse(sender).unwrap(), origin: Origin::Downstream, model_id: None };
+        let message = Message::new(Arc::new(sender), Properties::empty(), Bytes::new());
+        let entry = Entry {
+            offset: Offset::new(offset),
+            bytes: message.to_record(),
+            accepted_at: StoreTime::default(),
+            ttl: Ttl::Infinite,
+        };
+        Queued { lane: level as usize, level, priority: level.to_string().into(), entry, message }
+    }
+
+    fn offsets<'a>(messages: impl IntoIterator<Item = &'a Queued>) -> Vec<u64> {
+        messages.into_iter().map(|queued| queued.entry.offset.get()).collect()
+    }
+
+    #[test]
+    fn messages_go_in_chunks_and_come_back_settled_in_order() {
+        let mut lanes = Lanes::new(2, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0)).unwrap();
+        for offset in 1..5 {
+            assert_eq!(lanes.push(queued("a", offset)), Some(lane));
+        }
+        assert_eq!(offsets(lanes.next_chunk(lane)), [0, 1]);
+        lanes.sent(lane, 2, now);
+        lanes.sent(lane, 2, now);
+        assert_eq!(offsets(lanes.next_chunk(lane)), [4]);
+        assert_eq!(offsets(&lanes.settled(lane, now).unwrap().messages), [0, 1]);
+        assert_eq!(lanes.held(), 3);
+        assert_eq!(lanes.in_flight(), 1);
+    }
+
+    #[test]
+    fn a_parked_lane_holds_nothing_and_is_read_again_while_others_go_on() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let bad = lanes.push(queued("bad", 3)).unwrap();
+        let good = lanes.push(queued("good", 4)).unwrap();
+        lanes.sent(bad, 1, now);
+        let pause = lanes.park(bad, now);
+        assert_eq!(lanes.push(queued("bad", 5)), None);
+        assert_eq!(lanes.held(), 1);
+        assert!(lanes.wake(now).is_empty());
+        assert_eq!(lanes.wake(now + pause), [(0, Offset::new(3))]);
+        assert_eq!(lanes.push(queued("bad", 3)), Some(bad));
+        assert_eq!(lanes.push(queued("good", 4)), None, "already held");
+        assert_eq!(lanes.push(queued("bad", 5)), Some(bad));
+        assert_eq!(offsets(lanes.next_chunk(good)), [4]);
+        assert_eq!(offsets(lanes.next_chunk(bad)), [3, 5]);
+    }
+
+    #[test]
+    fn a_refused_chunk_goes_again_one_by_one() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0)).unwrap();
+        for offset in 1..4 {
+            lanes.push(queued("a", offset));
+        }
+        lanes.sent(lane, 3, now);
+        lanes.split(lane);
+        for offset in 0..3 {
+            assert!(lanes.is_ready(lane));
+            assert_eq!(offsets(lanes.next_chunk(lane)), [offset]);
+            lanes.sent(lane, 1, now);
+            assert!(!lanes.is_ready(lane), "one at a time");
+            lanes.settled(lane, now);
+        }
+        lanes.push(queued("a", 4));
+        assert_eq!(offsets(lanes.next_chunk(lane)), [3, 4]);
+    }
+
+    #[test]
+    fn a_reset_forgets_everything() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let lane = lanes.push(queued("a", 0)).unwrap();
+        lanes.sent(lane, 1, Instant::now());
+        lanes.park(lane, Instant::now());
+        lanes.reset();
+        assert_eq!((lanes.held(), lanes.in_flight(), lanes.next_wake()), (0, 0, None));
+        assert_eq!(lanes.push(queued("a", 0)), Some(lane));
+    }
+
+    #[test]
+    fn an_urgent_message_goes_before_what_waits_and_behind_what_is_as_urgent() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued_at(5, "a", 0)).unwrap();
+        lanes.push(queued_at(5, "a", 1));
+        lanes.push(queued_at(1, "a", 0));
+        lanes.push(queued_at(1, "a", 1));
+        let places = |lanes: &Lanes| -> Vec<(u32, u64)> {
+            lanes.next_chunk(lane).map(|queued| (queued.level, queued.entry.offset.get())).collect()
+        };
+        assert_eq!(places(&lanes), [(1, 0), (1, 1), (5, 0), (5, 1)]);
+        lanes.sent(lane, 4, now);
+        lanes.push(queued_at(1, "a", 2));
+        lanes.split(lane);
+        lanes.push(queued_at(1, "a", 3));
+        lanes.go_single(lane, 0);
+        assert_eq!(places(&lanes), [(1, 0), (1, 1), (5, 0), (5, 1), (1, 2), (1, 3)]);
+    }
+
+    #[test]
+    fn a_lane_on_probation_takes_one_transfer_and_has_the_rest_read_again_after_its_success() {
+        let mut lanes = Lanes::new(2, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0)).unwrap();
+        let pause = lanes.park(lane, now);
+        let now = now + pause;
+        assert_eq!(lanes.wake(now), [(0, Offset::new(0))]);
+        for offset in 0..5 {
+            assert_eq!(lanes.push(queued("a", offset)).is_some(), offset < 2);
+        }
+        lanes.sent(lane, 2, now);
+        assert_eq!(lanes.push(queued("a", 5)), None, "nothing overtakes what was left out");
+        lanes.settled(lane, now);
+        assert_eq!(lanes.push(queued("a", 6)), None);
+        assert_eq!(lanes.wake(now), [(0, Offset::new(2))]);
+        for offset in 2..7 {
+            assert_eq!(lanes.push(queued("a", offset)), Some(lane));
+        }
+    }
+
+    #[test]
+    fn a_lane_on_probation_whose_messages_all_expired_is_read_again() {
+        let mut lanes = Lanes::new(1, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0)).unwrap();
+        let now = now + lanes.park(lane, now);
+        lanes.wake(now);
+        lanes.push(queued("a", 0));
+        lanes.push(queued("a", 1));
+        lanes.discard(lane, 1, now);
+        assert_eq!(lanes.wake(now), [(0, Offset::new(1))]);
+    }
+}

@@ -1,0 +1,115 @@
+//! The way up: one AMQP 1.0 connection, a session and link per sender, and the supervisor that keeps it alive.
+//!
+//! One task owns all of it, so nothing is locked and nothing is handed over: it reads the queues of the upstream
+//! endpoint, sorts what it read into lanes (one per sender), sends what the links' credit allows, and settles what
+//! the upstream answers.
+//!
+//! ```text
+//!             queues ─▶ QueueReader ─▶ Lanes ─▶ Uplink (AMQP engine, tokens, links) ─▶ TLS
+//!                ▲                       │  ▲                   │
+//!                └────── settle ─────────┘  └──── outcomes ─────┘
+//! ```
+//!
+//! | room | owns |
+//! | --- | --- |
+//! | `supervisor` | the states connecting, up, throttled, backing off; every deadline |
+//! | `uplink` | one connection: sessions, links, what is on them |
+//! | `tokens` | the links on which tokens are put, and when |
+//! | `verdict` | what answers and conditions of the upstream mean |
+//! | `lanes` | order, window and parking per sender |
+//! | `convert` | messages and links as the upstream reads them |
+//! | `fates` | messages that leave the lanes: settled and counted |
+//! | `status` | what is shown of it |
+
+mod convert;
+mod fates;
+mod lanes;
+mod status;
+mod supervisor;
+mod tokens;
+mod uplink;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgehub_storage::{Queue, QueueId, Store};
+use tokio::sync::watch;
+
+use crate::delivery::BackoffOptions;
+use crate::identity::{Identity, ScopeCache, TokenSource};
+
+pub use status::{UpstreamState, UpstreamStatus};
+
+/// How the upstream is reached.
+#[derive(Clone)]
+pub struct UpstreamOptions {
+    /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
+    pub host: String,
+    /// AMQP port, 5671 as a rule.
+    pub port: u16,
+    /// Host of the cloud hub, in the names of tokens.
+    pub hub_host: String,
+    /// The hub's own identity, `{edge device}/$edgeHub`.
+    pub identity: Identity,
+    /// Trust and versions of TLS.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// Makes the hub's own tokens.
+    pub tokens: Arc<TokenSource>,
+    /// Auth chains of senders.
+    pub scope: Arc<ScopeCache>,
+    /// Messages in one transfer at most.
+    pub batch_max: usize,
+    /// How long an operation may take: connecting, a token, a link, the answer to a transfer.
+    pub operation_timeout: Duration,
+    /// The idle time-out that is announced.
+    pub idle_timeout: Duration,
+    /// Pauses before the next connection, and before a sender whose messages were not taken tries again.
+    pub backoff: BackoffOptions,
+    /// Product and version, announced on links.
+    pub product_info: String,
+}
+
+/// The hub's hold on the running supervisor.
+pub(crate) struct Handle {
+    queues: watch::Sender<Option<Vec<(u32, Queue)>>>,
+    status: watch::Receiver<UpstreamStatus>,
+    stop: watch::Sender<bool>,
+}
+
+impl Handle {
+    /// The queues of the upstream endpoint, the most urgent first. Before the first call nothing is sent.
+    pub(crate) fn serve(&self, queues: Vec<(u32, Queue)>) {
+        self.queues.send_if_modified(|current| {
+            let ids = |queues: &[(u32, Queue)]| -> Vec<QueueId> {
+                queues.iter().map(|(_, queue)| queue.id()).collect()
+            };
+            let changed = current.as_ref().is_none_or(|current| ids(current) != ids(&queues));
+            if changed {
+                *current = Some(queues);
+            }
+            changed
+        });
+    }
+
+    /// The state of the way up, now and later.
+    pub(crate) fn status(&self) -> watch::Receiver<UpstreamStatus> {
+        self.status.clone()
+    }
+
+    /// Closes the connection in order, within the limit.
+    pub(crate) async fn stop(&self, limit: Duration) {
+        self.stop.send_replace(true);
+        let _ = tokio::time::timeout(limit, self.stop.closed()).await;
+    }
+}
+
+/// Starts the supervisor on a runtime.
+pub(crate) fn start(options: UpstreamOptions, store: Store, runtime: &tokio::runtime::Handle) -> Handle {
+    let (queues, queues_receiver) = watch::channel(None);
+    let (stop, stop_receiver) = watch::channel(false);
+    let supervisor = supervisor::Supervisor::new(options, store, queues_receiver, stop_receiver);
+    let status = supervisor.status();
+    runtime.spawn(supervisor.run());
+    Handle { queues, status, stop }
+}

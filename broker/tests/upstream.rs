@@ -1,0 +1,531 @@
+//! The way up: a hub with its upstream against the hub's own AMQP head over TLS, and against peers that misbehave.
+
+// The lint spares test functions only; everything here is test code.
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+mod upstream_peers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgehub_broker::amqp::Outcome;
+use edgehub_broker::backend::{Backend, Credentials, Login, LoginError, Protocol, PublishError};
+use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
+use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
+use edgehub_broker::identity::{
+    Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
+};
+use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty, Value};
+use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
+use edgehub_routing::HubConfig;
+use edgehub_storage::clock::ManualTimeSource;
+use edgehub_storage::{Store, StoreOptions};
+use recording::{DEADLINE, Recording, until};
+use serde_json::json;
+use tokio::sync::mpsc;
+use upstream_peers::{Foreign, SHORT, Scripted, Server, busy, silent, tls};
+
+const CLOUD_HOST: &str = "hub1.example.net";
+const QUEUE: &str = "iothub";
+
+struct Trusting;
+
+impl Authenticator for Trusting {
+    fn authenticate<'a>(&'a self, _: &'a Login) -> Authenticating<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+struct Site {
+    hub: Hub,
+    time: Arc<ManualTimeSource>,
+}
+
+fn identity(text: &str) -> Identity {
+    Identity::parse(text).unwrap()
+}
+
+/// The record of an identity of edge device `edge1`.
+fn record(text: &str) -> ServiceIdentity {
+    let edge = !text.contains('/');
+    ServiceIdentity {
+        identity: identity(text),
+        authentication: Authentication::None,
+        status: Status::Enabled,
+        edge,
+        device_scope: edge.then(|| "scope1".into()),
+        parent_scopes: Vec::new(),
+        generation_id: "1".into(),
+    }
+}
+
+struct Knobs {
+    operation_timeout: Duration,
+    senders: usize,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self { operation_timeout: DEADLINE, senders: 0 }
+    }
+}
+
+fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
+    let time = Arc::new(ManualTimeSource::new(1_800_000_000_000));
+    let store = Store::open(StoreOptions { time: time.clone(), ..StoreOptions::memory() }).unwrap();
+    let own = identity("edge1/$edgeHub");
+    let scope = ScopeCache::new(&identity("edge1"));
+    let mut known: Vec<ServiceIdentity> =
+        ["edge1", "edge1/m1", "edge1/m2", "edge1/slow"].into_iter().map(record).collect();
+    known.extend((0..knobs.senders).map(|number| record(&format!("edge1/n{number}"))));
+    scope.replace_all(known).unwrap();
+    let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
+    let upstream = UpstreamOptions {
+        host: "localhost".into(),
+        port,
+        hub_host: CLOUD_HOST.into(),
+        tokens: Arc::new(TokenSource::new(CLOUD_HOST, &own, Arc::new(key))),
+        identity: own,
+        tls,
+        scope: Arc::new(scope),
+        batch_max: 10,
+        operation_timeout: knobs.operation_timeout,
+        idle_timeout: Duration::from_secs(60),
+        backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+        product_info: "test".into(),
+    };
+    let options = HubOptions {
+        edge_device: identity("edge1"),
+        clients_max: 10_000,
+        module_pump: ModulePumpOptions { window: 16, ack_timeout: DEADLINE },
+        upstream: Some(upstream),
+    };
+    let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
+    let site = Site { hub, time };
+    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
+    site
+}
+
+impl Site {
+    fn apply(&self, routes: serde_json::Value) {
+        let config = HubConfig::parse(&json!({
+            "schemaVersion": "1.1",
+            "routes": routes,
+            "storeAndForwardConfiguration": { "timeToLiveSecs": 3600 }
+        }));
+        assert!(self.hub.apply(&config.unwrap()).unwrap().is_complete());
+    }
+
+    async fn connect(&self, sender: &str) -> HubClient {
+        let (mailbox, _) = mpsc::channel(64);
+        let login = Login {
+            identity: identity(sender),
+            credentials: Credentials::None,
+            auth_chain: None,
+            product_info: "".into(),
+            model_id: Some("dtmi:example:model;1".into()),
+            protocol: Protocol::Mqtt,
+            peer: None,
+        };
+        self.hub.login(login, mailbox).await.unwrap()
+    }
+
+    /// Publishes numbers on an output.
+    async fn publish(&self, client: &mut HubClient, output: &str, numbers: std::ops::Range<u32>) {
+        let sender = self.hub.sender(client);
+        let messages = numbers
+            .map(|number| {
+                let text = number.to_string();
+                let properties = Properties::copied_from([
+                    (PropertyName::System(SystemProperty::OutputName), output),
+                    (PropertyName::System(SystemProperty::MessageId), text.as_str()),
+                    (PropertyName::Application("level"), "hot"),
+                ]);
+                Message::new(sender.clone(), properties, Bytes::from(text.clone()))
+            })
+            .collect();
+        self.hub.publish(client, messages).await.unwrap().await.unwrap();
+    }
+
+    /// The account of a queue; nothing may be unexplained anywhere.
+    fn ledger(&self, queue: &str) -> LedgerStatus {
+        let status = self.hub.status();
+        assert_eq!(status.gap, 0);
+        assert!(status.queues.iter().all(|queue| queue.ledger.gap == 0));
+        let found = status.queues.into_iter().find(|status| status.queue == queue);
+        found.expect("the queue exists").ledger
+    }
+
+    fn upstream(&self) -> UpstreamStatus {
+        self.hub.status().upstream.unwrap()
+    }
+
+    async fn delivered(&self, queue: &str, count: u64) {
+        until("delivered", || self.ledger(queue).delivered == count).await;
+        assert_eq!(self.ledger(queue).queued, 0);
+    }
+}
+
+/// Nothing is missing and nothing overtakes; what repeats was there before.
+fn assert_in_order(numbers: &[u32], count: u32) {
+    let mut next = 0;
+    for number in numbers {
+        assert!(*number <= next, "{number} came before {next} in {numbers:?}");
+        next = next.max(number + 1);
+    }
+    assert_eq!(next, count, "{numbers:?}");
+}
+
+#[tokio::test]
+async fn messages_of_several_senders_go_up_in_batches_under_their_own_identities() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let server = Server::head(0, server_tls, cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut clients = Vec::new();
+    for name in ["edge1/m1", "edge1/m2", "edge1/slow"] {
+        clients.push((name, site.connect(name).await));
+    }
+    for step in 0..5 {
+        for (_, client) in &mut clients {
+            site.publish(client, "out", step * 40..step * 40 + 40).await;
+        }
+    }
+    site.delivered(QUEUE, 600).await;
+    for (name, _) in &clients {
+        assert_eq!(cloud.numbers(name), (0..200).collect::<Vec<_>>(), "{name}");
+    }
+    until("shown as up", || site.upstream().state == UpstreamState::Up && site.upstream().held == 0).await;
+    assert_eq!(site.upstream().reason, "");
+    let state = cloud.state.lock();
+    assert!(state.batches.len() < 600, "{} transfers", state.batches.len());
+    assert_eq!(state.logins.len(), 3, "one login per sender");
+    for login in &state.logins {
+        let chain = format!("{};edge1", login.identity);
+        assert_eq!(login.auth_chain.as_deref(), Some(chain.as_str()));
+        assert_eq!(login.model_id.as_deref(), Some("dtmi:example:model;1"));
+        assert_eq!(&*login.product_info, "test");
+        assert!(matches!(login.credentials, Credentials::SasToken(_)));
+    }
+    for message in &state.published {
+        let id = message.properties.system(SystemProperty::MessageId);
+        assert!(matches!(id, Value::Text(text) if text.as_bytes() == message.body));
+        let own: Vec<_> = message.properties.application_properties().collect();
+        assert_eq!(own, [("level", "hot")]);
+        assert_eq!(message.output(), None, "the output's name stays on this hub");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_loses_nothing_and_keeps_the_order() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let mut server = Server::head(0, server_tls.clone(), cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    let mut m2 = site.connect("edge1/m2").await;
+    for round in 0..4u32 {
+        let (committed, commits) = tokio::sync::watch::channel(false);
+        // What is published before the cut is not acknowledged.
+        cloud.state.lock().commits = Some(commits);
+        site.publish(&mut m1, "out", round * 100..round * 100 + 100).await;
+        site.publish(&mut m2, "out", round * 100..round * 100 + 100).await;
+        let seen = round as usize * 200 + 1;
+        until("something is on its way", || cloud.state.lock().published.len() >= seen).await;
+        let port = server.stop().await;
+        until("the cut is seen", || site.upstream().state != UpstreamState::Up).await;
+        assert!(!site.upstream().reason.is_empty());
+        committed.send_replace(true);
+        server = Server::head(port, server_tls.clone(), cloud.clone()).await;
+        site.delivered(QUEUE, u64::from(round + 1) * 200).await;
+    }
+    assert_in_order(&cloud.numbers("edge1/m1"), 400);
+    assert_in_order(&cloud.numbers("edge1/m2"), 400);
+    assert!(site.upstream().failures >= 4);
+}
+
+#[tokio::test]
+async fn a_refused_sender_waits_alone_and_goes_on_when_it_is_accepted_again() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let refused = LoginError::Refused("not yet".into());
+    cloud.state.lock().refused.insert(identity("edge1/m1"), refused);
+    let server = Server::head(0, server_tls, cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    let mut m2 = site.connect("edge1/m2").await;
+    for step in 0..10 {
+        site.publish(&mut m1, "out", step * 500..step * 500 + 500).await;
+        site.publish(&mut m2, "out", step * 10..step * 10 + 10).await;
+    }
+    until("the other flows", || site.ledger(QUEUE).delivered == 100).await;
+    until("it is parked", || site.upstream().parked_senders == 1).await;
+    assert_eq!(cloud.numbers("edge1/m2"), (0..100).collect::<Vec<_>>());
+    let tries = || {
+        let state = cloud.state.lock();
+        state.logins.iter().filter(|login| login.identity == identity("edge1/m1")).count()
+    };
+    until("it is tried again", || tries() >= 3).await;
+    assert_eq!(site.upstream().state, UpstreamState::Up);
+    cloud.state.lock().refused.clear();
+    site.delivered(QUEUE, 5_100).await;
+    assert_eq!(cloud.numbers("edge1/m1"), (0..5_000).collect::<Vec<_>>());
+    until("nobody is parked", || site.upstream().parked_senders == 0).await;
+}
+
+#[tokio::test]
+async fn of_a_refused_batch_only_the_guilty_message_is_dropped() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let too_large = PublishError::TooLarge { size_bytes: 2, limit_bytes: 1 };
+    cloud.state.lock().bad_bodies.insert("13".into(), too_large);
+    let server = Server::head(0, server_tls, cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..20).await;
+    site.delivered(QUEUE, 19).await;
+    let others: Vec<u32> = (0..20).filter(|number| *number != 13).collect();
+    assert_eq!(cloud.numbers("edge1/m1"), others);
+    let dropped = site.ledger(QUEUE).dropped;
+    assert_eq!(dropped.into_iter().collect::<Vec<_>>(), [("rejected_by_receiver", 1)]);
+    // After it, batches again.
+    site.publish(&mut m1, "out", 20..30).await;
+    site.delivered(QUEUE, 29).await;
+    assert_eq!(cloud.state.lock().batches.last(), Some(&10));
+}
+
+#[tokio::test]
+async fn a_pause_that_the_upstream_asks_for_is_shown_and_costs_nothing() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    cloud.state.lock().full = Some(PublishError::Full("no room".into()));
+    let server = Server::head(0, server_tls, cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..50).await;
+    until("throttled", || site.upstream().state == UpstreamState::Throttled).await;
+    assert!(site.upstream().reason.contains("throttled"), "{}", site.upstream().reason);
+    assert_eq!(site.ledger(QUEUE).queued, 50);
+    cloud.state.lock().full = None;
+    site.delivered(QUEUE, 50).await;
+    assert_in_order(&cloud.numbers("edge1/m1"), 50);
+    until("up again", || site.upstream().state == UpstreamState::Up).await;
+    assert!(site.ledger(QUEUE).dropped.is_empty());
+}
+
+async fn scripted(peer: &Scripted) -> (Server, Arc<rustls::ClientConfig>) {
+    let (server_tls, client_tls) = tls();
+    let serving = peer.clone();
+    let server = Server::start(0, server_tls, move |stream| serving.clone().serve(stream)).await;
+    (server, client_tls)
+}
+
+#[tokio::test]
+async fn released_and_busy_transfers_come_again_and_answers_may_come_in_any_order() {
+    for outcome in [(|_| Outcome::Released) as fn(&[u32]) -> Outcome, busy] {
+        let peer = Scripted::default();
+        peer.manners.lock().outcome = outcome;
+        peer.manners.lock().swapped = true;
+        let (server, client_tls) = scripted(&peer).await;
+        let site = site(server.port, client_tls, &Knobs::default());
+        let mut m1 = site.connect("edge1/m1").await;
+        site.publish(&mut m1, "out", 0..40).await;
+        until("it is tried again", || *peer.tokens_seen.lock() >= 4).await;
+        assert_eq!(site.ledger(QUEUE).queued, 40);
+        peer.manners.lock().outcome = |_| Outcome::Accepted;
+        site.publish(&mut m1, "out", 40..80).await;
+        site.delivered(QUEUE, 80).await;
+        assert_in_order(&peer.numbers("m1"), 80);
+        assert!(site.ledger(QUEUE).dropped.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_says_nothing_is_given_up_and_tried_again() {
+    let (port, listening) = silent().await;
+    let (_, client_tls) = tls();
+    let site = site(port, client_tls, &Knobs { operation_timeout: SHORT / 2, ..Knobs::default() });
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..5).await;
+    until("tried again", || site.upstream().failures >= 3).await;
+    until("shown", || site.upstream().reason.contains("no connection within")).await;
+    assert_eq!(site.ledger(QUEUE).queued, 5);
+    listening.abort();
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_or_ignores_tokens_is_shown_and_tried_again() {
+    let ignores = "was not answered within";
+    for (status, credit, reason) in [(Some(401), 100, "401"), (None, 100, ignores), (Some(200), 0, ignores)] {
+        let peer = Scripted::default();
+        peer.manners.lock().token_status = status;
+        peer.manners.lock().token_credit = credit;
+        let (server, client_tls) = scripted(&peer).await;
+        let site = site(server.port, client_tls, &Knobs { operation_timeout: SHORT, ..Knobs::default() });
+        let mut m1 = site.connect("edge1/m1").await;
+        site.publish(&mut m1, "out", 0..5).await;
+        until("tried again", || site.upstream().failures >= 2).await;
+        until("shown", || {
+            let status = site.upstream();
+            status.state == UpstreamState::BackingOff && !status.reason.is_empty()
+        })
+        .await;
+        let shown = site.upstream();
+        assert!(
+            shown.state != UpstreamState::BackingOff
+                || shown.reason.contains(reason)
+                || shown.reason.contains("gave no credit"),
+            "{}",
+            shown.reason
+        );
+        *peer.manners.lock() = Default::default();
+        site.delivered(QUEUE, 5).await;
+    }
+}
+
+#[tokio::test]
+async fn a_sender_without_credit_or_link_stops_nobody_else() {
+    for attaches in [true, false] {
+        let peer = Scripted::default();
+        peer.manners.lock().slow_credit = 0;
+        peer.manners.lock().slow_attaches = attaches;
+        let (server, client_tls) = scripted(&peer).await;
+        let site = site(server.port, client_tls, &Knobs { operation_timeout: SHORT, ..Knobs::default() });
+        let mut slow = site.connect("edge1/slow").await;
+        let mut m1 = site.connect("edge1/m1").await;
+        // More than all lanes hold together.
+        for step in 0..12 {
+            site.publish(&mut slow, "out", step * 500..step * 500 + 500).await;
+        }
+        site.publish(&mut m1, "out", 0..100).await;
+        until("the other flows", || site.ledger(QUEUE).delivered == 100).await;
+        until("parked or on probation", || site.upstream().held <= 10).await;
+        assert_eq!(site.ledger(QUEUE).queued, 6_000);
+        assert_eq!(site.upstream().state, UpstreamState::Up);
+        *peer.manners.lock() = Default::default();
+        site.delivered(QUEUE, 6_100).await;
+        assert_in_order(&peer.numbers("slow"), 6_000);
+        assert_in_order(&peer.numbers("m1"), 100);
+    }
+}
+
+#[tokio::test]
+async fn urgent_messages_go_first_after_an_outage_and_priorities_may_come_later() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let server = Server::head(0, server_tls.clone(), cloud.clone()).await;
+    let port = server.stop().await;
+    let site = site(port, client_tls, &Knobs::default());
+    let normal = "FROM /messages/modules/m1/outputs/out INTO $upstream";
+    let urgent = json!({ "route": "FROM /messages/modules/m1/outputs/urgent INTO $upstream", "priority": 0 });
+    site.apply(json!({ "normal": normal, "urgent": urgent }));
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 100..150).await;
+    site.publish(&mut m1, "urgent", 0..20).await;
+    let server = Server::head(port, server_tls, cloud.clone()).await;
+    site.delivered(QUEUE, 50).await;
+    site.delivered("iothub_Pri0", 20).await;
+    assert_eq!(cloud.numbers("edge1/m1"), (0..20).chain(100..150).collect::<Vec<_>>());
+
+    // A new priority takes its place between the others while messages of these wait for their answers.
+    let (committed, commits) = tokio::sync::watch::channel(false);
+    cloud.state.lock().commits = Some(commits);
+    site.publish(&mut m1, "out", 150..170).await;
+    until("on its way", || cloud.numbers("edge1/m1").len() == 90).await;
+    let middle = json!({ "route": "FROM /messages/modules/m1/outputs/middle INTO $upstream", "priority": 5 });
+    site.apply(json!({ "normal": normal, "urgent": urgent, "middle": middle }));
+    site.publish(&mut m1, "middle", 50..60).await;
+    until("it is served", || cloud.numbers("edge1/m1").len() == 100).await;
+    committed.send_replace(true);
+    site.delivered("iothub_Pri5", 10).await;
+    site.delivered(QUEUE, 70).await;
+    assert_eq!(site.ledger("iothub_Pri0").delivered, 20);
+    drop(server);
+}
+
+#[tokio::test]
+async fn what_expires_while_the_upstream_is_away_is_counted_and_never_sent() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let server = Server::head(0, server_tls.clone(), cloud.clone()).await;
+    let port = server.stop().await;
+    let site = site(port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..30).await;
+    until("away", || site.upstream().failures > 0).await;
+    site.time.advance(3_600_000);
+    site.publish(&mut m1, "out", 30..40).await;
+    until("counted before anybody is there", || site.ledger(QUEUE).expired == 30).await;
+    let server = Server::head(port, server_tls, cloud.clone()).await;
+    site.delivered(QUEUE, 10).await;
+    assert_eq!(cloud.numbers("edge1/m1"), (30..40).collect::<Vec<_>>());
+    drop(server);
+}
+
+#[tokio::test]
+async fn what_expires_in_a_lane_is_not_sent() {
+    let peer = Scripted::default();
+    peer.manners.lock().slow_credit = 0;
+    let (server, client_tls) = scripted(&peer).await;
+    let site = site(server.port, client_tls, &Knobs { operation_timeout: SHORT, ..Knobs::default() });
+    let mut slow = site.connect("edge1/slow").await;
+    site.publish(&mut slow, "out", 0..5).await;
+    until("they wait in the lane", || site.upstream().held == 5).await;
+    site.time.advance(3_600_000);
+    peer.manners.lock().slow_credit = 100;
+    until("expired", || site.ledger(QUEUE).expired == 5).await;
+    site.publish(&mut slow, "out", 5..8).await;
+    site.delivered(QUEUE, 3).await;
+    assert_eq!(peer.numbers("slow"), [5, 6, 7]);
+}
+
+#[tokio::test]
+async fn many_senders_come_back_after_an_outage() {
+    const SENDERS: usize = 600;
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let server = Server::head(0, server_tls.clone(), cloud.clone()).await;
+    let port = server.stop().await;
+    let site = site(port, client_tls, &Knobs { senders: SENDERS, ..Knobs::default() });
+    for number in 0..SENDERS {
+        let mut client = site.connect(&format!("edge1/n{number}")).await;
+        site.publish(&mut client, "out", 0..3).await;
+    }
+    let server = Server::head(port, server_tls, cloud.clone()).await;
+    site.delivered(QUEUE, 3 * SENDERS as u64).await;
+    for number in 0..SENDERS {
+        assert_eq!(cloud.numbers(&format!("edge1/n{number}")), [0, 1, 2]);
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn the_hub_closes_the_connection_in_order_when_it_stops() {
+    let peer = Scripted::default();
+    let (server, client_tls) = scripted(&peer).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    until("up", || site.upstream().state == UpstreamState::Up).await;
+    tokio::time::timeout(DEADLINE, site.hub.stop(DEADLINE)).await.expect("in time");
+}
+
+#[tokio::test]
+async fn an_independent_implementation_takes_tokens_messages_and_batches() {
+    let peer = Foreign::default();
+    let (server_tls, client_tls) = tls();
+    let serving = peer.clone();
+    let server = Server::start(0, server_tls, move |stream| serving.clone().serve(stream)).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    let mut m2 = site.connect("edge1/m2").await;
+    for step in 0..5 {
+        site.publish(&mut m1, "out", step * 50..step * 50 + 50).await;
+        site.publish(&mut m2, "out", step..step + 1).await;
+    }
+    site.delivered(QUEUE, 255).await;
+    assert_eq!(peer.numbers("m1"), (0..250).collect::<Vec<_>>());
+    assert_eq!(peer.numbers("m2"), (0..5).collect::<Vec<_>>());
+    assert!(*peer.batches.lock() >= 25, "batches are used");
+    assert_eq!(site.upstream().failures, 0);
+}

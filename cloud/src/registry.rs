@@ -1,0 +1,607 @@
+//! The identities of the stand-in: one JSON file, changed as a whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use edgehub_broker::identity::{
+    Authentication, CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, Hosts, IDENTITIES_MAX, Identity, IdentityError,
+    ScopeCache, ScopeCacheError, ServiceIdentity, Status, SymmetricKey,
+};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// Largest registry file.
+pub const REGISTRY_BYTES_MAX: u64 = 256 * 1_024 * 1_024;
+
+/// Bytes of a generated key.
+const KEY_BYTES: usize = 32;
+
+/// The module that every edge device has beside its hub.
+const AGENT_MODULE_ID: &str = "$edgeAgent";
+
+const VERSION: u32 = 1;
+
+/// The registry: all identities, in memory and in one file.
+///
+/// Locks: the state's lock is held while the file is read or written; the cache takes its own below it.
+#[derive(Debug)]
+pub struct Registry {
+    path: PathBuf,
+    host_name: String,
+    hosts: Hosts,
+    cache: ScopeCache,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    identities: BTreeMap<Identity, ServiceIdentity>,
+    /// Of the file as it was last read or written.
+    stamp: Option<Stamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    len_bytes: u64,
+    /// Each write makes a new file; 0 where files have no number.
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> std::io::Result<Self> {
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(metadata);
+        #[cfg(not(unix))]
+        let inode = 0;
+        Ok(Self { modified: metadata.modified()?, len_bytes: metadata.len(), inode })
+    }
+}
+
+/// A device to be created.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NewDevice<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Whether it is an edge device: others can be below it, and it gets its hub and agent modules.
+    pub edge: bool,
+    /// The edge device above it.
+    pub parent: Option<&'a str>,
+}
+
+/// Why the registry fails.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The file cannot be read or written.
+    #[error("the registry {path} cannot be {what}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The file is no registry.
+    #[error("the registry {path} is damaged at line {line}, column {column}; restore it from a copy")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+    },
+    /// The file was written by a newer release.
+    #[error("the registry {path} has the unknown version {version}; it was written by a newer release")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// The id cannot be.
+    #[error(transparent)]
+    Id(#[from] IdentityError),
+    /// There is one of that name.
+    #[error("{0} exists already")]
+    Exists(Identity),
+    /// There is none of that name.
+    #[error("{0} does not exist; create it first")]
+    Missing(Identity),
+    /// The parent is no edge device.
+    #[error("{0} is no edge device, so nothing can be below it")]
+    NotEdge(Identity),
+    /// Too many edge devices in a chain.
+    #[error("{0} would be deeper than {CHAIN_EDGE_DEVICES_MAX} edge devices")]
+    TooDeep(Identity),
+    /// Others are below the device.
+    #[error("{0} has devices below it; remove them first")]
+    HasChildren(Identity),
+    /// The identity has no key, so no connection string.
+    #[error("{0} has no symmetric key")]
+    NoKey(Identity),
+    /// No randomness for a key.
+    #[error("the system gives no random bytes for a key")]
+    Random,
+    /// Too many identities.
+    #[error(transparent)]
+    Full(#[from] ScopeCacheError),
+}
+
+#[derive(Serialize)]
+struct FileOut<'a> {
+    version: u32,
+    identities: Vec<&'a ServiceIdentity>,
+}
+
+#[derive(Deserialize)]
+struct FileVersion {
+    version: u32,
+}
+
+#[derive(Deserialize)]
+struct FileIn {
+    identities: Vec<ServiceIdentity>,
+}
+
+impl Registry {
+    /// Opens the registry; a file that does not exist is an empty one, and is created by the first change.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no registry.
+    pub fn open(path: impl Into<PathBuf>, host_name: &str) -> Result<Self, RegistryError> {
+        let registry = Self {
+            path: path.into(),
+            host_name: host_name.to_owned(),
+            hosts: Hosts::new([host_name]),
+            cache: ScopeCache::of_cloud(),
+            state: Mutex::default(),
+        };
+        registry.reload()?;
+        Ok(registry)
+    }
+
+    /// The host name that tokens must be made for.
+    pub fn host_name(&self) -> &str {
+        &self.host_name
+    }
+
+    /// The host names that tokens must be made for, as the checks take them.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// The identities as the checks of logins take them.
+    pub fn cache(&self) -> &ScopeCache {
+        &self.cache
+    }
+
+    /// Reads the file again if another process changed it. Whether it did.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no registry; the identities in memory stay.
+    pub fn reload(&self) -> Result<bool, RegistryError> {
+        self.reload_into(&mut self.state.lock())
+    }
+
+    /// Creates a device with new keys; an edge device also gets its hub and agent modules.
+    ///
+    /// # Errors
+    /// When the id cannot be or exists, the parent is none, or the file cannot be written: then nothing is created.
+    pub fn create_device(&self, device: NewDevice<'_>) -> Result<ServiceIdentity, RegistryError> {
+        self.change(|identities| insert_device(identities, device))
+    }
+
+    /// Creates many devices with one write, parents before their children; as [`Registry::create_device`].
+    ///
+    /// # Errors
+    /// As [`Registry::create_device`]: then none is created.
+    pub fn create_devices<'a>(
+        &self,
+        devices: impl IntoIterator<Item = NewDevice<'a>>,
+    ) -> Result<Vec<ServiceIdentity>, RegistryError> {
+        self.change(|identities| {
+            devices.into_iter().map(|device| insert_device(identities, device)).collect()
+        })
+    }
+
+    /// Creates a module with new keys.
+    ///
+    /// # Errors
+    /// When the id cannot be or exists, the device does not, or the file cannot be written: then nothing is created.
+    pub fn create_module(&self, device: &str, module: &str) -> Result<ServiceIdentity, RegistryError> {
+        let identity = Identity::module(device, module)?;
+        self.change(|identities| {
+            if !identities.contains_key(&identity.of_device()) {
+                return Err(RegistryError::Missing(identity.of_device()));
+            }
+            if identities.contains_key(&identity) {
+                return Err(RegistryError::Exists(identity.clone()));
+            }
+            let created = new_module(identity.clone())?;
+            identities.insert(identity.clone(), created.clone());
+            Ok(created)
+        })
+    }
+
+    /// Enables or disables a device.
+    ///
+    /// # Errors
+    /// When it does not exist, or the file cannot be written: then nothing changes.
+    pub fn set_status(&self, identity: &Identity, status: Status) -> Result<(), RegistryError> {
+        self.change(|identities| {
+            let entry =
+                identities.get_mut(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
+            entry.status = status;
+            Ok(())
+        })
+    }
+
+    /// Removes a module, or a device with all its modules.
+    ///
+    /// # Errors
+    /// When it does not exist or has children, or the file cannot be written: then nothing changes.
+    pub fn remove(&self, identity: &Identity) -> Result<(), RegistryError> {
+        self.change(|identities| {
+            let entry =
+                identities.remove(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
+            if identity.module_id().is_none() {
+                let scope = entry.device_scope.filter(|_| entry.edge);
+                if identities.values().any(|child| scope.is_some() && child.parent_scope() == scope.as_ref())
+                {
+                    return Err(RegistryError::HasChildren(identity.clone()));
+                }
+                identities.retain(|other, _| other.device_id() != identity.device_id());
+            }
+            Ok(())
+        })
+    }
+
+    /// All identities in order of their names, a device before its modules.
+    pub fn list(&self) -> Vec<ServiceIdentity> {
+        self.state.lock().identities.values().cloned().collect()
+    }
+
+    /// The connection string of an identity; holds its primary key.
+    ///
+    /// # Errors
+    /// When it does not exist or has no key.
+    pub fn connection_string(&self, identity: &Identity) -> Result<String, RegistryError> {
+        let entry = self.cache.get(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
+        let key = entry.keys().next().ok_or_else(|| RegistryError::NoKey(identity.clone()))?;
+        let module = identity.module_id().map(|module| format!("ModuleId={module};")).unwrap_or_default();
+        Ok(format!(
+            "HostName={};DeviceId={};{module}SharedAccessKey={}",
+            self.host_name,
+            identity.device_id(),
+            key.to_base64()
+        ))
+    }
+
+    /// A device, the devices immediately below it, and its modules, in order of their names; at most `max` of those
+    /// behind `after`, and whether that is the end.
+    pub fn below(
+        &self,
+        device: &Identity,
+        after: Option<&Identity>,
+        max: usize,
+    ) -> (Vec<ServiceIdentity>, bool) {
+        let state = self.state.lock();
+        let scope =
+            state.identities.get(device).and_then(|entry| entry.device_scope.as_ref().filter(|_| entry.edge));
+        let mut found: Vec<ServiceIdentity> = state
+            .identities
+            .values()
+            .filter(|entry| after.is_none_or(|after| entry.identity > *after))
+            .filter(|entry| {
+                entry.identity.device_id() == device.device_id()
+                    || (scope.is_some() && entry.parent_scope() == scope)
+            })
+            .take(max.saturating_add(1))
+            .cloned()
+            .collect();
+        let end = found.len() <= max;
+        found.truncate(max);
+        (found, end)
+    }
+
+    /// Applies a change to a copy, writes it, and only then makes it what counts.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<Identity, ServiceIdentity>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let mut state = self.state.lock();
+        self.reload_into(&mut state)?;
+        let mut identities = state.identities.clone();
+        let outcome = change(&mut identities)?;
+        if identities.len() > IDENTITIES_MAX {
+            return Err(ScopeCacheError::Full.into());
+        }
+        self.write(&identities).map_err(|source| self.failed("written", source))?;
+        self.cache.replace_all(identities.values().cloned().collect())?;
+        state.stamp = self.stamp().map_err(|source| self.failed("read", source))?;
+        state.identities = identities;
+        Ok(outcome)
+    }
+
+    fn reload_into(&self, state: &mut State) -> Result<bool, RegistryError> {
+        let stamp = self.stamp().map_err(|source| self.failed("read", source))?;
+        let Some(stamp) = stamp.filter(|stamp| state.stamp != Some(*stamp)) else { return Ok(false) };
+        let identities = self.read()?;
+        self.cache.replace_all(identities.clone())?;
+        state.identities = identities.into_iter().map(|entry| (entry.identity.clone(), entry)).collect();
+        state.stamp = Some(stamp);
+        Ok(true)
+    }
+
+    fn stamp(&self) -> std::io::Result<Option<Stamp>> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => Stamp::of(&metadata).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<ServiceIdentity>, RegistryError> {
+        let failed = |source| self.failed("read", source);
+        let mut text = Vec::new();
+        let file = File::open(&self.path).map_err(failed)?;
+        file.take(REGISTRY_BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
+        if text.len() as u64 > REGISTRY_BYTES_MAX {
+            return Err(self.failed("read", std::io::Error::other("it is larger than 256 MiB")));
+        }
+        // The error's own text could quote a key, so only its place is told.
+        let damaged = |error: serde_json::Error| RegistryError::Damaged {
+            path: self.path.clone(),
+            line: error.line(),
+            column: error.column(),
+        };
+        let FileVersion { version } = serde_json::from_slice(&text).map_err(damaged)?;
+        if version != VERSION {
+            return Err(RegistryError::Version { path: self.path.clone(), version });
+        }
+        let FileIn { identities } = serde_json::from_slice(&text).map_err(damaged)?;
+        Ok(identities)
+    }
+
+    /// A new file beside the old one, synced, then renamed over it, then the directory synced.
+    fn write(&self, identities: &BTreeMap<Identity, ServiceIdentity>) -> std::io::Result<()> {
+        let content = FileOut { version: VERSION, identities: identities.values().collect() };
+        let mut text = serde_json::to_vec_pretty(&content)?;
+        text.push(b'\n');
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let fresh = self.path.with_file_name(name);
+        // A leftover of a crash may have other permissions.
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = create_private(&fresh)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&fresh, &self.path)?;
+        sync_directory(&self.path)
+    }
+
+    fn failed(&self, what: &'static str, source: std::io::Error) -> RegistryError {
+        RegistryError::File { path: self.path.clone(), what, source }
+    }
+}
+
+fn insert_device(
+    identities: &mut BTreeMap<Identity, ServiceIdentity>,
+    device: NewDevice<'_>,
+) -> Result<ServiceIdentity, RegistryError> {
+    let identity = Identity::device(device.id)?;
+    let parent = device.parent.map(Identity::device).transpose()?;
+    if identities.contains_key(&identity) {
+        return Err(RegistryError::Exists(identity));
+    }
+    let parent_scope = match &parent {
+        None => None,
+        Some(parent) => Some(scope_below(identities, parent, &identity, device.edge)?),
+    };
+    let generation_id = generation_id();
+    let own_scope: Arc<str> = format!("ms-azure-iot-edge://{identity}-{generation_id}").into();
+    let created = ServiceIdentity {
+        identity: identity.clone(),
+        authentication: new_keys()?,
+        status: Status::Enabled,
+        edge: device.edge,
+        device_scope: if device.edge { Some(own_scope) } else { parent_scope.clone() },
+        parent_scopes: parent_scope.into_iter().collect(),
+        generation_id,
+    };
+    if device.edge {
+        for module in [AGENT_MODULE_ID, HUB_MODULE_ID] {
+            let module = new_module(Identity::module(identity.device_id(), module)?)?;
+            identities.insert(module.identity.clone(), module);
+        }
+    }
+    identities.insert(identity, created.clone());
+    Ok(created)
+}
+
+/// The scope id of the parent, if something may be put below it.
+fn scope_below(
+    identities: &BTreeMap<Identity, ServiceIdentity>,
+    parent: &Identity,
+    child: &Identity,
+    child_is_edge: bool,
+) -> Result<Arc<str>, RegistryError> {
+    let entry = identities.get(parent).ok_or_else(|| RegistryError::Missing(parent.clone()))?;
+    let Some(scope) = entry.device_scope.as_ref().filter(|_| entry.edge) else {
+        return Err(RegistryError::NotEdge(parent.clone()));
+    };
+    let mut depth = usize::from(child_is_edge);
+    let mut above = Some(entry);
+    while let Some(device) = above {
+        depth += 1;
+        if depth > CHAIN_EDGE_DEVICES_MAX {
+            return Err(RegistryError::TooDeep(child.clone()));
+        }
+        above = device.parent_scope().and_then(|scope| {
+            identities.values().find(|other| other.edge && other.device_scope.as_ref() == Some(scope))
+        });
+    }
+    Ok(scope.clone())
+}
+
+fn new_module(identity: Identity) -> Result<ServiceIdentity, RegistryError> {
+    Ok(ServiceIdentity {
+        identity,
+        authentication: new_keys()?,
+        status: Status::Enabled,
+        edge: false,
+        device_scope: None,
+        parent_scopes: Vec::new(),
+        generation_id: generation_id(),
+    })
+}
+
+fn new_keys() -> Result<Authentication, RegistryError> {
+    Ok(Authentication::SymmetricKey { primary: Some(new_key()?), secondary: Some(new_key()?) })
+}
+
+fn new_key() -> Result<SymmetricKey, RegistryError> {
+    let mut bytes = [0; KEY_BYTES];
+    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+    random.fill(&mut bytes).map_err(|_| RegistryError::Random)?;
+    SymmetricKey::from_bytes(bytes).map_err(|_| RegistryError::Random)
+}
+
+/// A number that grows with time, as the cloud hub's: 100 ns steps since the year 1.
+fn generation_id() -> Arc<str> {
+    const UNIX_EPOCH_TICKS: i128 = 621_355_968_000_000_000;
+    let ticks = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 100 + UNIX_EPOCH_TICKS;
+    ticks.to_string().into()
+}
+
+fn create_private(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Makes a rename or a new name in the file's directory durable.
+pub(crate) fn sync_directory(path: &Path) -> std::io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if cfg!(unix) {
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> Identity {
+        Identity::parse(text).unwrap()
+    }
+
+    fn open(directory: &Path) -> Registry {
+        Registry::open(directory.join("registry.json"), "hub1.example.net").unwrap()
+    }
+
+    #[test]
+    fn what_is_created_survives_and_is_in_scope() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = open(directory.path());
+        let device = |id, edge, parent| NewDevice { id, edge, parent };
+        registry.create_device(device("edge1", true, None)).unwrap();
+        registry.create_device(device("child", true, Some("edge1"))).unwrap();
+        let leaf = registry.create_devices([device("leaf", false, Some("child"))]).unwrap().remove(0);
+        let half = registry.create_devices([device("half", false, None), device("leaf", false, None)]);
+        assert!(matches!(half, Err(RegistryError::Exists(_))));
+        registry.create_module("edge1", "filter").unwrap();
+        assert!(matches!(registry.create_device(device("edge1", true, None)), Err(RegistryError::Exists(_))));
+        assert!(matches!(
+            registry.create_device(device("x", false, Some("leaf"))),
+            Err(RegistryError::NotEdge(_))
+        ));
+        assert!(matches!(registry.create_module("no", "m"), Err(RegistryError::Missing(_))));
+        let again = open(directory.path());
+        assert_eq!(again.list(), registry.list());
+        assert_eq!(again.list().len(), 8);
+        assert_eq!(again.cache().chain_text(&id("leaf")).as_deref(), Some("leaf;child;edge1"));
+        let key = leaf.keys().next().unwrap().to_base64();
+        assert_eq!(
+            again.connection_string(&id("leaf")).unwrap(),
+            format!("HostName=hub1.example.net;DeviceId=leaf;SharedAccessKey={key}")
+        );
+        let text = again.connection_string(&id("edge1/filter")).unwrap();
+        assert!(
+            text.starts_with("HostName=hub1.example.net;DeviceId=edge1;ModuleId=filter;SharedAccessKey=")
+        );
+        assert!(matches!(again.remove(&id("child")), Err(RegistryError::HasChildren(_))));
+        again.remove(&id("leaf")).unwrap();
+        again.remove(&id("child")).unwrap();
+        assert_eq!(again.list().len(), 4);
+        // The other process sees it.
+        assert!(registry.reload().unwrap());
+        assert!(registry.cache().get(&id("leaf")).is_none());
+    }
+
+    #[test]
+    fn chains_are_not_made_too_deep() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = open(directory.path());
+        registry.create_device(NewDevice { id: "e1", edge: true, parent: None }).unwrap();
+        for depth in 2..=5 {
+            let (id, parent) = (format!("e{depth}"), format!("e{}", depth - 1));
+            registry.create_device(NewDevice { id: &id, edge: true, parent: Some(&parent) }).unwrap();
+        }
+        registry.create_device(NewDevice { id: "leaf", edge: false, parent: Some("e5") }).unwrap();
+        assert!(matches!(
+            registry.create_device(NewDevice { id: "e6", edge: true, parent: Some("e5") }),
+            Err(RegistryError::TooDeep(_))
+        ));
+    }
+
+    #[test]
+    fn a_write_that_fails_or_was_cut_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = open(directory.path());
+        registry.create_device(NewDevice { id: "d1", ..NewDevice::default() }).unwrap();
+        // What a crash between writing and renaming leaves behind is not looked at, and does not stand in the way.
+        let fresh = directory.path().join("registry.json.new");
+        fs::write(&fresh, b"{\"version\":1,\"ident").unwrap();
+        assert_eq!(open(directory.path()).list().len(), 1);
+        registry.create_device(NewDevice { id: "d2", ..NewDevice::default() }).unwrap();
+        assert!(!fresh.exists());
+        // The new file cannot be made: a directory has its name.
+        fs::create_dir(&fresh).unwrap();
+        let failed = registry.create_device(NewDevice { id: "d3", ..NewDevice::default() });
+        assert!(matches!(failed, Err(RegistryError::File { what: "written", .. })), "{failed:?}");
+        assert!(registry.cache().get(&id("d3")).is_none());
+        assert_eq!(open(directory.path()).list().len(), 2);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(directory.path().join("registry.json")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_without_its_content() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registry.json");
+        fs::write(&path, b"{\"version\":1,\"identities\":\"c2VjcmV0\"}").unwrap();
+        let error = Registry::open(&path, "h").unwrap_err();
+        assert!(matches!(error, RegistryError::Damaged { .. }));
+        assert!(!error.to_string().contains("c2VjcmV0"));
+        fs::write(&path, b"{\"version\":9}").unwrap();
+        assert!(matches!(Registry::open(&path, "h"), Err(RegistryError::Version { version: 9, .. })));
+    }
+}

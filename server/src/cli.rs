@@ -1,0 +1,184 @@
+//! Owns the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The command line. Without a subcommand the hub runs, as a container starts it.
+#[derive(Debug, Parser)]
+#[command(name = "edgehub", version, about, args_conflicts_with_subcommands = true)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of `run`, for a command line without subcommand.
+    #[command(flatten)]
+    pub run: RunOptions,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the hub (also without a subcommand)
+    Run(RunOptions),
+    /// Runs the local stand-in for the cloud hub, or manages its identities
+    Cloud(Box<CloudOptions>),
+    /// Makes certificates
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
+}
+
+/// Options of `edgehub cloud`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct CloudOptions {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<CloudCommand>,
+    /// Folder of the identity registry and the telemetry log
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Name that hubs and devices call the cloud hub by; part of every token
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub host_name: String,
+    /// PEM file of the server certificate and its chain
+    #[arg(long, value_name = "FILE", required = true)]
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, value_name = "FILE", required = true)]
+    pub private_key: Option<PathBuf>,
+    /// Address of the AMQP endpoint
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5671")]
+    pub amqp_listen: SocketAddr,
+    /// Address of the HTTPS endpoint
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:443")]
+    pub https_listen: SocketAddr,
+    /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Subcommands of `edgehub cloud`.
+#[derive(Debug, Subcommand)]
+pub enum CloudCommand {
+    /// Manages identities
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+}
+
+/// Subcommands of `edgehub cloud identity`.
+#[derive(Debug, Subcommand)]
+pub enum IdentityCommand {
+    /// Creates a device or a module with new keys and prints its connection string
+    Create(CreateIdentityOptions),
+}
+
+/// Options of `edgehub cloud identity create`.
+#[derive(Args, Debug)]
+pub struct CreateIdentityOptions {
+    /// Folder of the identity registry
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Name of the cloud hub, as `edgehub cloud --host-name` gets it
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub host_name: String,
+    /// The device
+    #[arg(long, value_name = "ID")]
+    pub device_id: String,
+    /// The module, to create one on an existing device
+    #[arg(long, value_name = "ID", conflicts_with_all = ["edge_enabled", "parent"])]
+    pub module_id: Option<String>,
+    /// Makes it an edge device, with a hub module of its own
+    #[arg(long)]
+    pub edge_enabled: bool,
+    /// The edge device that is its parent
+    #[arg(long, value_name = "ID")]
+    pub parent: Option<String>,
+}
+
+/// Options of `edgehub run`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Takes the hub's configuration (routes, time to live) from a deployment manifest
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Where settings come from.
+    #[command(flatten)]
+    pub settings: SettingsOptions,
+}
+
+/// Options of every subcommand that reads settings.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SettingsOptions {
+    /// Reads settings from a TOML file; environment variables override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Overrides one setting, for example --set listen.mqtt_port=8884 (may be repeated)
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_assignment)]
+    pub set: Vec<(String, String)>,
+    /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// Subcommands of `edgehub certificate`.
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// Makes a throw-away root and a server certificate for trying out
+    CreateDemo(CreateDemoOptions),
+}
+
+/// Options of `edgehub certificate create-demo`.
+#[derive(Args, Debug)]
+pub struct CreateDemoOptions {
+    /// Folder for root.pem, server.pem and server.key
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// DNS name or IP address of the hub (may be repeated)
+    #[arg(long = "name", value_name = "NAME", default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned()])]
+    pub names: Vec<String>,
+}
+
+impl SettingsOptions {
+    /// The flags as the settings take them: spelling, name, value.
+    pub fn flags(&self) -> Vec<(String, String, String)> {
+        let set = self.set.iter().map(|(name, text)| ("--set".to_owned(), name.clone(), text.clone()));
+        let level = self
+            .log_level
+            .iter()
+            .map(|level| ("--log-level".to_owned(), "RuntimeLogLevel".to_owned(), level.clone()));
+        set.chain(level).collect()
+    }
+}
+
+fn parse_assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+        // The text may hold a secret and is not repeated here.
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default() {
+        let bare = CommandLine::try_parse_from(["edgehub", "--config", "c", "--set", "a=b=c"]).unwrap();
+        assert!(bare.command.is_none());
+        assert_eq!(bare.run.settings.config, Some(PathBuf::from("c")));
+        assert_eq!(bare.run.settings.flags(), [("--set".into(), "a".into(), "b=c".into())]);
+        let run = CommandLine::try_parse_from(["edgehub", "run", "--manifest", "m"]).unwrap();
+        let Some(Command::Run(options)) = run.command else { panic!("{run:?}") };
+        assert_eq!(options.manifest, Some(PathBuf::from("m")));
+        assert!(CommandLine::try_parse_from(["edgehub", "--set", "a"]).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! Owns the end of the process: which failure gives which exit code.
+
+use std::process::ExitCode;
+
+use crate::certificate::CertificateError;
+use crate::listen::ListenError;
+use crate::manifest::ManifestError;
+use crate::settings::SettingsError;
+
+/// Why the program ends with something else than success. The text is one line: what failed, why, and what
+/// to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line cannot be read.
+    #[error("{0}")]
+    CommandLine(String),
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A port cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] edgehub_storage::OpenError),
+    /// Who the hub is cannot be told.
+    #[error("{what} cannot be used: {reason}")]
+    Identity {
+        /// Which part of it.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing says which routes to run.
+    #[error("there is no configuration; give the deployment manifest with --manifest FILE")]
+    NoConfiguration,
+    /// The hub's configuration cannot be used.
+    #[error("the configuration of $edgeHub cannot be used: {0}; correct the manifest")]
+    Configuration(String),
+    /// The stand-in for the cloud hub cannot do what it was asked for.
+    #[error("cloud: {0}")]
+    Cloud(String),
+    /// Something that the system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Failure {
+    /// 1: settings, certificates, manifest or command line must be corrected; 2: a port is not to be had;
+    /// 3: the system refused something; 4: the store cannot be opened.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::CommandLine(_)
+            | Self::Settings(_)
+            | Self::Certificate(_)
+            | Self::Manifest(_)
+            | Self::Identity { .. }
+            | Self::NoConfiguration
+            | Self::Configuration(_)
+            | Self::Cloud(_) => 1,
+            Self::Listen(_) => 2,
+            Self::Store(_) => 4,
+            Self::System { .. } => 3,
+        })
+    }
+}

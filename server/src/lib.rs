@@ -1,0 +1,16 @@
+//! The edgehub program as a library: settings, certificates, listeners, pages and command line.
+//!
+//! The program names ports, files and environment variables; the hub gets everything typed.
+
+pub mod certificate;
+pub mod cli;
+pub mod cloud;
+pub mod exit;
+pub mod hub;
+pub mod listen;
+pub mod log;
+pub mod manifest;
+pub mod metrics;
+pub mod pages;
+pub mod run;
+pub mod settings;

@@ -1,0 +1,104 @@
+//! Owns the table of the metrics that the hub is known to have.
+
+/// Kind of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; the name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Quantiles, sum and count.
+    Summary,
+}
+
+impl Kind {
+    /// The word for it in the exposition.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+/// One known metric.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownMetric {
+    /// Name as exposed.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Carries the label `ms_telemetry="True"`: the reference's collector may forward it.
+    pub telemetry: bool,
+    /// Meaning, for `# HELP`.
+    pub help: &'static str,
+}
+
+/// Finds a metric by its exposed name.
+pub(super) fn find(name: &str) -> Option<&'static KnownMetric> {
+    KNOWN.iter().find(|known| known.name == name)
+}
+
+/// Every known metric: first those of the reference, then the program's own.
+pub fn known() -> &'static [KnownMetric] {
+    KNOWN
+}
+
+const T: bool = true;
+const N: bool = false;
+
+const fn counter(name: &'static str, telemetry: bool, help: &'static str) -> KnownMetric {
+    KnownMetric { name, kind: Kind::Counter, telemetry, help }
+}
+const fn gauge(name: &'static str, telemetry: bool, help: &'static str) -> KnownMetric {
+    KnownMetric { name, kind: Kind::Gauge, telemetry, help }
+}
+const fn summary(name: &'static str, telemetry: bool, help: &'static str) -> KnownMetric {
+    KnownMetric { name, kind: Kind::Summary, telemetry, help }
+}
+
+const KNOWN: &[KnownMetric] = &[
+    counter("edgehub_messages_received_total", T, "Messages accepted for routing"),
+    summary("edgehub_message_size_bytes", N, "Size of accepted messages"),
+    counter("edgehub_messages_sent_total", T, "Messages sent to modules and upstream"),
+    summary("edgehub_message_send_duration_seconds", N, "Time from sending to the answer"),
+    summary("edgehub_message_process_duration_seconds", T, "Time from accepting to sending"),
+    counter("edgehub_messages_dropped_total", T, "Messages that were not delivered, by reason"),
+    counter("edgehub_messages_unack_total", T, "Messages that could not be stored"),
+    gauge("edgehub_queue_length", T, "Messages accepted and not yet delivered, discarded or expired"),
+    counter("edgehub_gettwin_total", T, "Twins read"),
+    summary("edgehub_gettwin_duration_seconds", N, "Time to read a twin"),
+    counter("edgehub_reported_properties_total", T, "Updates of reported properties"),
+    summary("edgehub_reported_properties_update_duration_seconds", N, "Time to update reported properties"),
+    counter("edgehub_direct_methods_total", T, "Direct methods invoked"),
+    summary("edgehub_direct_method_duration_seconds", N, "Time to the answer of a direct method"),
+    counter("edgehub_offline_count_total", T, "Times that the upstream was lost"),
+    summary("edgehub_offline_duration_seconds", T, "Time without upstream"),
+    counter("edgehub_operation_retry_total", T, "Operations that were repeated"),
+    counter("edgehub_client_connect_failed_total", T, "Clients refused"),
+    counter("edgehub_client_connect_success_total", N, "Clients connected"),
+    counter("edgehub_client_disconnect_total", N, "Clients disconnected"),
+    gauge("edgehub_connected_clients", N, "Clients connected now"),
+    // The program's own
+    gauge("edgehub_store_size_bytes", N, "Live data in the store, by kind"),
+    gauge("edgehub_store_limit_bytes", N, "Limit of the store"),
+    gauge("edgehub_store_free_bytes", N, "Free space of the store's file system"),
+    summary("edgehub_store_write_duration_seconds", N, "Time of a batch commit or fsync"),
+    counter("edgehub_store_errors_total", N, "Failed operations of the store"),
+    gauge("edgehub_oldest_message_age_seconds", N, "Age of the head of a queue"),
+    gauge("edgehub_upstream_connected", N, "1 while the upstream is connected"),
+    gauge("edgehub_upstream_inflight", N, "Transfers to the upstream not yet settled"),
+    counter("edgehub_config_applied_total", N, "Configurations received, by status"),
+    gauge("edgehub_certificate_expiry_seconds", N, "Time to the expiry of a certificate"),
+    gauge("edgehub_scope_cache_identities", N, "Identities known"),
+    counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
+    counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),
+    counter("edgehub_tls_handshakes_total", N, "TLS handshakes, by result"),
+    counter("edgehub_metrics_series_refused_total", N, "Series that found no room"),
+    counter(
+        "edgehub_mqtt_protocol_errors_total",
+        N,
+        "MQTT connections that were closed because the client broke the protocol",
+    ),
+];

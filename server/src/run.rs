@@ -1,0 +1,200 @@
+//! Owns the course of `edgehub run`: settings, build, serve, drain.
+
+use std::sync::Arc;
+
+use edgehub_routing::{ConfigError, HubConfig};
+use time::OffsetDateTime;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::certificate::ServerCertificate;
+use crate::cli::{RunOptions, SettingsOptions};
+use crate::exit::Failure;
+use crate::hub::RunningHub;
+use crate::listen::bind;
+use crate::log;
+use crate::manifest::Manifest;
+use crate::metrics::{CommonLabels, Recorder};
+use crate::pages::{Health, Pages};
+use crate::settings::{Notice, Settings, Sources};
+
+/// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
+const CONTROL_THREADS: usize = 1;
+
+/// Everything that can fail because of what the operator gave, done; no port is open yet.
+pub struct Prepared {
+    /// The settings.
+    pub settings: Settings,
+    /// The hub's configuration, from the manifest of `--manifest`. Its routes are not compiled yet.
+    pub configuration: HubConfig,
+    /// The server certificate; present whenever a TLS listener is on.
+    pub certificate: Option<Arc<ServerCertificate>>,
+    /// The recorder, installed; `None` when metrics are switched off.
+    pub recorder: Option<Recorder>,
+}
+
+/// Runs the hub until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps the hub from starting.
+pub fn run(options: &RunOptions) -> Result<(), Failure> {
+    let prepared = prepare(options)?;
+    let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
+    let control = control_plane()?;
+    let pages = Pages::new(prepared.recorder.clone());
+    info!(address = %pages_listener.address(), "Pages are open");
+    let serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
+    let running = RunningHub::start(&prepared, control.handle())?;
+    let hub = running.hub().clone();
+    pages.set_status(Box::new(move || {
+        // A status is plain data; it cannot fail to be JSON.
+        serde_json::to_value(hub.status()).unwrap_or_default()
+    }));
+    let hub = running.hub().clone();
+    pages.set_observer(Box::new(move || hub.observe()));
+    pages.set_health(Health::Ready);
+    info!("The hub is ready");
+    let ended = control.block_on(until_stopped(serving, &prepared));
+    pages.set_health(Health::Stopping);
+    info!("Stopping");
+    running.stop(control.handle());
+    control.shutdown_background();
+    ended?;
+    info!("Shutdown complete.");
+    Ok(())
+}
+
+/// Settings, log, manifest, certificate and metrics, in this order.
+///
+/// # Errors
+/// The first that cannot be used.
+pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
+    let (settings, notices) = settings(&options.settings)?;
+    if log::install(settings.log_level).is_err() {
+        warn!("the log was installed already; RuntimeLogLevel has no effect");
+    }
+    info!("edgehub version - {}", env!("CARGO_PKG_VERSION"));
+    for notice in &notices {
+        if notice.is_warning() {
+            warn!("{notice}");
+        } else {
+            info!("{notice}");
+        }
+    }
+    let manifest = options.manifest.as_deref().map(Manifest::read).transpose()?;
+    for problem in manifest.iter().flat_map(|manifest| &manifest.warnings) {
+        warn!("manifest, {problem}");
+    }
+    let configuration = configuration(manifest.as_ref())?;
+    let certificate = certificate(&settings)?;
+    let recorder = settings.metrics.enabled.then(|| install_recorder(&settings));
+    Ok(Prepared { settings, configuration, certificate, recorder })
+}
+
+/// The settings out of file, environment and flags.
+///
+/// # Errors
+/// The first setting that cannot be used.
+pub fn settings(options: &SettingsOptions) -> Result<(Settings, Vec<Notice>), Failure> {
+    // Variables that are not text are none of ours: all our values are.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+        .collect();
+    let sources = Sources { file: options.config.as_deref(), environment, flags: options.flags() };
+    Ok(Settings::load(sources)?)
+}
+
+/// The runtime of everything that is not a connection.
+///
+/// # Errors
+/// The system gives no thread or no event queue.
+pub fn control_plane() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|source| Failure::System { what: "the control plane cannot be started", source })
+}
+
+fn configuration(manifest: Option<&Manifest>) -> Result<HubConfig, Failure> {
+    let manifest = manifest.ok_or(Failure::NoConfiguration)?;
+    let refused = |error: ConfigError| Failure::Configuration(error.to_string());
+    let configuration = HubConfig::parse(&manifest.hub_desired).map_err(refused)?;
+    configuration.hub_wide_time_to_live_secs().map_err(refused)?;
+    Ok(configuration)
+}
+
+fn certificate(settings: &Settings) -> Result<Option<Arc<ServerCertificate>>, Failure> {
+    let Some(files) = &settings.certificates else { return Ok(None) };
+    let certificate = ServerCertificate::load(files)?;
+    if let Some(validity) = certificate.validity() {
+        match validity.warning(OffsetDateTime::now_utc()) {
+            Some(text) => warn!("{text}"),
+            None => info!("the server certificate expires at {}", validity.not_after),
+        }
+    }
+    Ok(Some(Arc::new(certificate)))
+}
+
+fn install_recorder(settings: &Settings) -> Recorder {
+    let common = CommonLabels {
+        iothub: settings.hub.iothub_host.to_string(),
+        edge_device: settings.hub.device_id.to_string(),
+        instance_number: uuid::Uuid::new_v4(),
+    };
+    let recorder = Recorder::new(&common, settings.metrics.message_size_window);
+    if recorder.install().is_err() {
+        warn!("a metrics recorder was installed already; the metrics page stays empty");
+    }
+    recorder
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// Signals cannot be watched.
+pub async fn until_signal() -> Result<(), Failure> {
+    let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(unwatched)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unwatched)?;
+    tokio::select! {
+        _received = terminate.recv() => Ok(()),
+        _received = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Waits for a signal that asks to stop, or for the end of the pages. SIGHUP puts renewed certificate files in
+/// force: new handshakes get the new certificate, open connections stay.
+async fn until_stopped(
+    mut serving: JoinHandle<std::io::Result<()>>,
+    prepared: &Prepared,
+) -> Result<(), Failure> {
+    let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
+    let mut renewed = signal(SignalKind::hangup()).map_err(unwatched)?;
+    loop {
+        tokio::select! {
+            signalled = until_signal() => return signalled,
+            _received = renewed.recv() => reload_certificate(prepared),
+            served = &mut serving => return match served {
+                Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),
+                Ok(Ok(())) | Err(_) => Ok(()),
+            },
+        }
+    }
+}
+
+fn reload_certificate(prepared: &Prepared) {
+    let (Some(certificate), Some(files)) = (&prepared.certificate, &prepared.settings.certificates) else {
+        return;
+    };
+    match certificate.reload(files) {
+        Ok(()) => {
+            let expiry = certificate.validity().map(|validity| validity.not_after.to_string());
+            info!(expires_at = expiry.unwrap_or_default(), "The renewed server certificate is in force");
+        }
+        Err(error) => warn!("{error}; the certificate before stays in force"),
+    }
+}

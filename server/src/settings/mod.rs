@@ -1,0 +1,342 @@
+//! Owns the settings: one typed value, built once from defaults, file, environment and flags.
+//!
+//! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
+//! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
+//! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
+//! `listen.*`, `upstream.*`, `store.*` and `delivery.*` in the file, `EDGEHUB_LISTEN__…` in the environment.
+//!
+//! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
+//! holds much that is none of our business, only variables that begin with a prefix or a section of ours or
+//! of the reference's, and variables that differ from a known name by one or two characters. An unknown name
+//! after `--set` is an error.
+
+mod catalog;
+mod identity;
+mod layers;
+mod report;
+mod value;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use catalog::{Effect, KnownSetting, known, setting_id};
+pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
+pub use layers::Origin;
+pub use report::{Notice, SettingsError};
+pub use value::{Durability, ListenAddress, ListenHost, LogLevel, TlsVersions};
+
+use layers::Layers;
+use value::{Values, parse_plain_listener};
+
+/// Most connection threads.
+const THREADS_MAX: usize = 256;
+
+/// Everything that the program takes from outside, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who the hub is.
+    pub hub: HubIdentity,
+    /// Certificate files; present whenever a TLS listener is on.
+    pub certificates: Option<CertificateFiles>,
+    /// TLS of the listeners.
+    pub tls: TlsSettings,
+    /// Ports, addresses and limits of connections.
+    pub listen: ListenSettings,
+    /// Limits of the MQTT head.
+    pub mqtt: MqttSettings,
+    /// The connection to the cloud hub or parent.
+    pub upstream: UpstreamSettings,
+    /// Where messages are kept.
+    pub store: StoreSettings,
+    /// Delivery to modules.
+    pub delivery: DeliverySettings,
+    /// Authentication of clients.
+    pub scope: ScopeSettings,
+    /// The metrics page.
+    pub metrics: MetricsSettings,
+    /// Least severe level that is logged.
+    pub log_level: LogLevel,
+}
+
+/// PEM files of the hub's own certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// Server certificate, followed by its chain.
+    pub certificate: PathBuf,
+    /// Private key of the server certificate.
+    pub private_key: PathBuf,
+    /// Roots that clients, and a parent, are trusted by.
+    pub trust_bundle: Option<PathBuf>,
+}
+
+/// TLS of the listeners.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsSettings {
+    /// Versions offered (`SslProtocols`).
+    pub versions: TlsVersions,
+    /// Ask clients for a certificate (`ClientCertAuthEnabled`).
+    pub client_certificates: bool,
+    /// Time from accepting a connection to the end of its TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Connections whose handshake is not finished, at most.
+    pub handshakes_waiting_max: usize,
+}
+
+/// Ports, addresses and limits of connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenSettings {
+    /// MQTT over TLS.
+    pub mqtt: Option<ListenAddress>,
+    /// MQTT without TLS.
+    pub mqtt_plain: Option<ListenAddress>,
+    /// `/metrics`, `/healthz` and `/status`, plain HTTP.
+    pub metrics: ListenAddress,
+    /// Length of the queue of connections not yet accepted.
+    pub backlog: u32,
+    /// Threads that own connections.
+    pub threads: NonZeroUsize,
+    /// Open client connections, at most (`MaxConnectedClients`).
+    pub clients_max: usize,
+    /// Time that closing the connections may take at stop.
+    pub stop_timeout: Duration,
+}
+
+/// Limits of the MQTT head.
+#[derive(Clone, Copy, Debug)]
+pub struct MqttSettings {
+    /// Messages of one connection that are not yet acknowledged, at most.
+    pub inbound_window: u16,
+    /// Time from connection to CONNECT.
+    pub connect_timeout: Duration,
+    /// Longest keep-alive granted.
+    pub keep_alive_max: Duration,
+}
+
+/// The connection to the cloud hub or parent.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// Host to connect to; tokens are made for the cloud hub's name in any case.
+    pub host: HostName,
+    /// Port of AMQP over TLS.
+    pub amqp_port: u16,
+    /// Port of HTTPS.
+    pub https_port: u16,
+    /// PEM file with further roots for the upstream's certificate.
+    pub trust_file: Option<PathBuf>,
+    /// Messages per transfer at most.
+    pub batch_max: u16,
+    /// Deadline of one operation.
+    pub operation_timeout: Duration,
+}
+
+/// Where messages are kept.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// Kind of store.
+    pub kind: StoreKind,
+}
+
+/// Kind of store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// In memory: everything is lost when the process ends.
+    Memory,
+    /// On disk.
+    Persistent {
+        /// The store's own folder, below `StorageFolder`.
+        folder: PathBuf,
+        /// What an acknowledgement promises.
+        durability: Durability,
+    },
+}
+
+/// Delivery to modules.
+#[derive(Clone, Copy, Debug)]
+pub struct DeliverySettings {
+    /// Wait for a module's acknowledgement.
+    pub ack_timeout: Duration,
+    /// Messages of one consumer that are not yet acknowledged, at most.
+    pub module_window: u16,
+}
+
+/// Authentication of clients.
+#[derive(Clone, Debug)]
+pub struct ScopeSettings {
+    /// Time between two full refreshes.
+    pub refresh_interval: Duration,
+    /// Least pause between refreshes of one identity.
+    pub refresh_delay: Duration,
+}
+
+/// The metrics page.
+#[derive(Clone, Copy, Debug)]
+pub struct MetricsSettings {
+    /// Whether anything is recorded.
+    pub enabled: bool,
+    /// Window of the quantiles of message sizes.
+    pub message_size_window: Duration,
+}
+
+/// The outside world that the settings come from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources<'a> {
+    /// The file of `--config`.
+    pub file: Option<&'a Path>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// Flags: spelling of the flag, name of the setting, value.
+    pub flags: Vec<(String, String, String)>,
+}
+
+impl Settings {
+    /// Builds the settings. The notices are for the log, one line each.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used, with its name, origin and the value expected.
+    pub fn load(sources: Sources<'_>) -> Result<(Self, Vec<Notice>), SettingsError> {
+        let mut layers = Layers::with_defaults()?;
+        if let Some(path) = sources.file {
+            layers.add_file(path)?;
+        }
+        layers.add_environment(sources.environment);
+        for (flag, name, text) in &sources.flags {
+            layers.add_flag(flag, name, text)?;
+        }
+        let mut values = Values::new(&layers);
+        let settings = Self::read(&mut values)?;
+        let read_notices = values.notices;
+        let mut notices = layers.notices;
+        notices.extend(read_notices);
+        Ok((settings, notices))
+    }
+
+    fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
+        let hub = HubIdentity::read(values)?;
+        let listen = ListenSettings::read(values)?;
+        let certificates = CertificateFiles::read(values, listen.mqtt.is_some())?;
+        Ok(Self {
+            certificates,
+            tls: TlsSettings {
+                versions: values.tls_versions()?,
+                client_certificates: values.flag("ClientCertAuthEnabled")?,
+                handshake_timeout: values.seconds("listen:handshake_timeout_secs", 1)?,
+                handshakes_waiting_max: values.integer("listen:handshakes_waiting_max", 1..=1_000_000)?,
+            },
+            listen,
+            mqtt: MqttSettings {
+                inbound_window: values
+                    .integer("mqttSettings:MaxPendingInboundAcknowledgements", 1..=u16::MAX)?,
+                connect_timeout: values.span("mqttSettings:ConnectArrivalTimeout")?,
+                keep_alive_max: values.span("mqttSettings:MaxKeepAliveTimeout")?,
+            },
+            upstream: UpstreamSettings::read(values, &hub)?,
+            store: StoreSettings::read(values)?,
+            delivery: DeliverySettings {
+                ack_timeout: values.seconds("MessageAckTimeoutSecs", 1)?,
+                module_window: values.integer("delivery:module_window", 1..=10_000)?,
+            },
+            scope: ScopeSettings::read(values)?,
+            metrics: MetricsSettings {
+                enabled: values.flag("metrics:listener:MetricsEnabled")?,
+                message_size_window: values.span("MetricsHistogramMaxAge")?.max(Duration::from_secs(5)),
+            },
+            log_level: values.choice("RuntimeLogLevel", LogLevel::Info, "info", LogLevel::parse),
+            hub,
+        })
+    }
+}
+
+impl CertificateFiles {
+    fn read(values: &Values<'_>, needed: bool) -> Result<Option<Self>, SettingsError> {
+        let file = |name| values.text(name).map(PathBuf::from);
+        let trust_bundle = file("EdgeHubDevTrustBundleFile");
+        match (file("EdgeHubDevServerCertificateFile"), file("EdgeHubDevServerPrivateKeyFile")) {
+            (Some(certificate), Some(private_key)) => {
+                Ok(Some(Self { certificate, private_key, trust_bundle }))
+            }
+            (None, None) if !needed => Ok(None),
+            (None, _) => Err(SettingsError::NoCertificate { missing: "EdgeHubDevServerCertificateFile" }),
+            (Some(_), None) => {
+                Err(SettingsError::NoCertificate { missing: "EdgeHubDevServerPrivateKeyFile" })
+            }
+        }
+    }
+}
+
+impl ListenSettings {
+    fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
+        let mqtt = values.listen("listen:mqtt_address", "listen:mqtt_port")?;
+        let threads_expected = format!("a whole number from 1 to {THREADS_MAX}");
+        let parse_threads =
+            |text: &str| text.parse::<NonZeroUsize>().ok().filter(|threads| threads.get() <= THREADS_MAX);
+        let threads = match values.optional("listen:threads", &threads_expected, parse_threads)? {
+            Some(threads) => Some(threads),
+            None => values.optional("mqttSettings:ThreadCount", &threads_expected, parse_threads)?,
+        };
+        Ok(Self {
+            mqtt: values.flag("mqttSettings:enabled")?.then_some(mqtt),
+            mqtt_plain: values.required(
+                "listen:mqtt_plain",
+                "off, a port (bound to loopback), or an address with a port",
+                parse_plain_listener,
+            )?,
+            metrics: values.listen("listen:metrics_address", "httpSettings:metrics_port")?,
+            backlog: values.integer("mqttSettings:ListenBacklogSize", 1..=65_535)?,
+            threads: threads
+                .or_else(|| std::thread::available_parallelism().ok())
+                .unwrap_or(NonZeroUsize::MIN),
+            clients_max: values.integer("MaxConnectedClients", 1..=10_000_000)?,
+            stop_timeout: values.seconds("protocolTimeoutInSecs", 1)?,
+        })
+    }
+}
+
+impl UpstreamSettings {
+    fn read(values: &mut Values<'_>, hub: &HubIdentity) -> Result<Self, SettingsError> {
+        Ok(Self {
+            host: values.host("upstream:host")?.unwrap_or_else(|| hub.upstream_host().clone()),
+            amqp_port: values.integer("upstream:amqp_port", 1..=u16::MAX)?,
+            https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
+            trust_file: values.text("upstream:trust_file").map(PathBuf::from),
+            batch_max: values.integer("MaxUpstreamBatchSize", 1..=500)?,
+            operation_timeout: values.seconds("CloudOperationTimeoutSecs", 1)?,
+        })
+    }
+}
+
+impl StoreSettings {
+    fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
+        let interval = Duration::from_millis(values.integer("store:interval_millis", 1..=60_000)?);
+        let durability = values.required("store:durability", "sync, interval, os or memory", |text| {
+            match text.trim() {
+                "sync" => Some(Durability::Sync),
+                "interval" => Some(Durability::Interval(interval)),
+                "os" => Some(Durability::Os),
+                "memory" => Some(Durability::Memory),
+                _ => None,
+            }
+        })?;
+        let kind = if values.flag("usePersistentStorage")? {
+            let parent = values.text("StorageFolder").map(PathBuf::from);
+            let temporary = parent.is_none();
+            let folder = parent.unwrap_or_else(std::env::temp_dir).join("edgeHub");
+            if temporary {
+                values.notices.push(Notice::TemporaryStore(folder.clone()));
+            }
+            StoreKind::Persistent { folder, durability }
+        } else {
+            StoreKind::Memory
+        };
+        Ok(Self { kind })
+    }
+}
+
+impl ScopeSettings {
+    fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
+        Ok(Self {
+            refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
+            refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! The built program: exit codes, its line on standard error, the pages and the stop.
+
+// A test's helpers fail like the test itself.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+
+const IDENTITY: &str = "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey=c2VjcmV0";
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgehub"));
+    command.env_clear();
+    command
+}
+
+fn failed(output: &Output, code: i32, begins: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.starts_with(begins) && text.trim_end().lines().count() == 1, "{text}");
+}
+
+#[test]
+fn failures_are_one_line_and_have_their_code() {
+    failed(
+        &program().output().unwrap(),
+        1,
+        "edgehub: nothing says who the hub is; set IotHubConnectionString",
+    );
+    failed(&program().arg("--nonsense").output().unwrap(), 1, "edgehub: unexpected argument '--nonsense'");
+    let no_certificate = program().arg("run").env("IotHubConnectionString", IDENTITY).output().unwrap();
+    failed(&no_certificate, 1, "edgehub: setting EdgeHubDevServerCertificateFile is missing");
+    let mut local = program();
+    local.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/tutorial-lower-layer.broken.json");
+    let broken = local.args(["run", "--manifest", manifest]).output().unwrap();
+    failed(&broken, 1, &format!("edgehub: manifest {manifest}, line 19, column 52: a comma directly before"));
+    let no_configuration = program()
+        .args(["run", "--set", "mqttSettings.enabled=false", "--set", "httpSettings.metrics_port=0"])
+        .env("IotHubConnectionString", IDENTITY)
+        .output()
+        .unwrap();
+    failed(&no_configuration, 1, "edgehub: there is no configuration; give the deployment manifest");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut in_use = program();
+    let good = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
+    in_use.args(["run", "--manifest", good]);
+    in_use.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+    in_use.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", &port);
+    failed(&in_use.output().unwrap(), 2, &format!("edgehub: pages: address 127.0.0.1:{port} is in use"));
+}
+
+#[test]
+fn texts_are_no_failures() {
+    let version = program().arg("--version").output().unwrap();
+    assert!(version.status.success() && version.stdout.starts_with(b"edgehub 0."));
+    assert!(program().arg("--help").output().unwrap().status.success());
+    let folder = tempfile::tempdir().unwrap();
+    let made = program().args(["certificate", "create-demo", "--out"]).arg(folder.path()).output().unwrap();
+    assert!(made.status.success());
+    assert_eq!(String::from_utf8(made.stdout).unwrap().lines().count(), 3);
+    assert!(folder.path().join("server.key").is_file());
+}
+
+/// A running program; killed if a test fails before it has stopped.
+struct Running {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+    pages: SocketAddr,
+}
+
+impl Running {
+    fn start(environment: &[(&str, &str)]) -> Self {
+        let mut command = program();
+        command.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+        command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
+        command.envs(environment.iter().copied()).env("usePersistentStorage", "false");
+        let manifest =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
+        command.args(["run", "--manifest", manifest]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let pages = loop {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the program ended");
+            if let Some((_, address)) = line.split_once("Pages are open address=") {
+                break address.trim().parse().unwrap();
+            }
+        };
+        Self { child, lines, pages }
+    }
+
+    /// Waits for the log line that says so.
+    fn until_ready(&mut self) {
+        self.until("The hub is ready");
+    }
+
+    fn until(&mut self, text: &str) {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the program ended");
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.pages).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+#[test]
+fn the_pages_answer_and_a_signal_stops_the_program() {
+    let mut running = Running::start(&[("RuntimeLogLevle", "debug")]);
+    running.until_ready();
+    let health = running.ask("GET /healthz");
+    assert!(health.starts_with("HTTP/1.1 200 ") && health.contains(r#""status":"ready""#), "{health}");
+    let metrics = running.ask("GET /metrics");
+    assert!(
+        metrics.starts_with("HTTP/1.1 200 ") && metrics.contains("edgehub_connected_clients"),
+        "{metrics}"
+    );
+    let status = running.ask("GET /status");
+    assert!(status.starts_with("HTTP/1.1 200 ") && status.contains(r#""device":"edge1""#), "{status}");
+    assert!(running.ask("GET /").starts_with("HTTP/1.1 404 "));
+    let wrong = running.ask("POST /metrics");
+    assert!(wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("allow: GET, HEAD\r\n"), "{wrong}");
+    let long = format!("GET /{}", "x".repeat(100_000));
+    let mut stream = TcpStream::connect(running.pages).unwrap();
+    let _refused_while_writing = write!(stream, "{long} HTTP/1.1\r\n\r\n");
+    let mut answer = Vec::new();
+    let _reset = stream.read_to_end(&mut answer);
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+
+    running.signal("-TERM");
+    assert!(running.child.wait().unwrap().success());
+    let mut rest = String::new();
+    running.lines.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with(" [INF] - Shutdown complete.\n"), "{rest}");
+}
+
+#[test]
+fn renewed_certificate_files_are_put_in_force_by_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let create = || {
+        let made = program().args(["certificate", "create-demo", "--out"]).arg(folder.path()).output();
+        assert!(made.unwrap().status.success());
+    };
+    create();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (file("server.pem"), file("server.key"));
+    let mut running = Running::start(&[
+        ("mqttSettings__enabled", "true"),
+        ("EDGEHUB_LISTEN__MQTT_ADDRESS", "127.0.0.1"),
+        ("EDGEHUB_LISTEN__MQTT_PORT", "0"),
+        ("EdgeHubDevServerCertificateFile", &certificate),
+        ("EdgeHubDevServerPrivateKeyFile", &key),
+    ]);
+    running.until_ready();
+    create();
+    running.signal("-HUP");
+    running.until("The renewed server certificate is in force");
+    std::fs::write(&certificate, "no certificate").unwrap();
+    running.signal("-HUP");
+    running.until("the certificate before stays in force");
+    assert!(running.ask("GET /healthz").starts_with("HTTP/1.1 200 "));
+    running.signal("-TERM");
+    assert!(running.child.wait().unwrap().success());
+}

@@ -1,0 +1,288 @@
+//! Settings: a table of sources and what comes out of them.
+
+// A test's helpers fail like the test itself.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use edgehub::settings::{
+    Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind, TlsVersions, known,
+};
+
+const IDENTITY: (&str, &str) = (
+    "IotHubConnectionString",
+    "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey=c2VjcmV0",
+);
+const CERTIFICATE: (&str, &str) = ("EdgeHubDevServerCertificateFile", "/c/server.pem");
+const KEY: (&str, &str) = ("EdgeHubDevServerPrivateKeyFile", "/c/server.key");
+
+type Loaded = Result<(Settings, Vec<Notice>), SettingsError>;
+
+fn load_bare(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Loaded {
+    let mut written = tempfile::NamedTempFile::new().unwrap();
+    written.write_all(file.unwrap_or_default().as_bytes()).unwrap();
+    Settings::load(Sources {
+        file: file.map(|_| written.path()),
+        environment: environment.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect(),
+        flags: flags.iter().map(|(name, text)| ("--set".into(), (*name).into(), (*text).into())).collect(),
+    })
+}
+
+fn load_from(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Loaded {
+    let mut all = vec![IDENTITY, CERTIFICATE, KEY];
+    all.extend_from_slice(environment);
+    load_bare(file, &all, flags)
+}
+
+fn with_environment(environment: &[(&str, &str)]) -> (Settings, Vec<Notice>) {
+    load_from(None, environment, &[]).unwrap()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_reference() {
+    let (settings, notices) = with_environment(&[]);
+    assert_eq!(settings.listen.mqtt.unwrap().to_string(), "*:8883");
+    assert_eq!(settings.listen.mqtt_plain, None);
+    assert_eq!(settings.listen.metrics.to_string(), "*:9600");
+    assert_eq!(settings.listen.clients_max, 10_000);
+    assert_eq!(settings.tls.versions, TlsVersions { tls12: true, tls13: true });
+    assert!(settings.tls.client_certificates);
+    assert_eq!(settings.mqtt.inbound_window, 1024);
+    assert_eq!(settings.mqtt.keep_alive_max, Duration::from_secs(600));
+    assert_eq!(settings.upstream.host.as_str(), "h.example");
+    assert_eq!((settings.upstream.amqp_port, settings.upstream.https_port), (5671, 443));
+    assert_eq!(settings.upstream.batch_max, 10);
+    assert_eq!(settings.delivery.module_window, 16);
+    assert_eq!(settings.delivery.ack_timeout, Duration::from_secs(30));
+    assert_eq!(settings.metrics.message_size_window, Duration::from_secs(3600));
+    assert_eq!(settings.log_level, LogLevel::Info);
+    assert!(matches!(&settings.store.kind, StoreKind::Persistent { folder, durability: Durability::Sync }
+        if folder.ends_with("edgeHub")));
+    assert!(matches!(notices[..], [Notice::TemporaryStore(_)]), "{notices:?}");
+}
+
+#[test]
+fn names_may_be_in_any_case_and_with_either_separator() {
+    for name in
+        ["mqttSettings__enabled", "MQTTSETTINGS__ENABLED", "mqttSettings:enabled", "mqttsettings:Enabled"]
+    {
+        let (settings, _) = with_environment(&[(name, "False")]);
+        assert!(settings.listen.mqtt.is_none(), "{name}");
+    }
+    for name in ["EDGEHUB_LISTEN__MQTT_PORT", "edgehub_listen:mqtt_port", "EdgeHub_Listen__Mqtt_Port"] {
+        let (settings, _) = with_environment(&[(name, "1")]);
+        assert_eq!(settings.listen.mqtt.unwrap().port, 1, "{name}");
+    }
+    let (settings, _) = with_environment(&[("metrics__listener__metricsenabled", "false")]);
+    assert!(!settings.metrics.enabled);
+}
+
+#[test]
+fn a_higher_layer_wins() {
+    let file = Some("MessageAckTimeoutSecs = 1\nMaxConnectedClients = 1\nMaxUpstreamBatchSize = 1");
+    let environment = [("MessageAckTimeoutSecs", "2"), ("maxconnectedclients", "2")];
+    let (settings, _) = load_from(file, &environment, &[("MessageAckTimeoutSecs", "3")]).unwrap();
+    assert_eq!(settings.delivery.ack_timeout, Duration::from_secs(3));
+    assert_eq!(settings.listen.clients_max, 2);
+    assert_eq!(settings.upstream.batch_max, 1);
+}
+
+#[test]
+fn the_file_takes_tables_and_reference_names() {
+    let file = r#"
+        runtimeloglevel = "debug,mqtt=info"
+        StorageFolder = "/var/lib/edgehub"
+        [listen]
+        mqtt_address = "[::1]"
+        mqtt_plain = 1883
+        threads = 3
+        [store]
+        durability = "interval"
+        interval_millis = 20
+        [storeAndForward]
+        timeToLiveSecs = 7200
+        [mqttSettings]
+        MaxKeepAliveTimeout = "00:20:00"
+        "IotHubClient.DefaultPublishToClientQoS" = 1
+        [upstream]
+        host = "gateway"
+        amqp_port = 15671
+        trust_file = "/c/roots.pem"
+    "#;
+    let (settings, notices) = load_from(Some(file), &[], &[]).unwrap();
+    assert_eq!(settings.log_level, LogLevel::Debug);
+    assert_eq!(settings.listen.mqtt.unwrap().to_string(), "[::1]:8883");
+    assert_eq!(settings.listen.mqtt_plain.unwrap().to_string(), "127.0.0.1:1883");
+    assert_eq!(settings.listen.threads.get(), 3);
+    assert_eq!(settings.mqtt.keep_alive_max, Duration::from_secs(1200));
+    assert_eq!(settings.upstream.host.as_str(), "gateway");
+    assert_eq!(settings.upstream.trust_file.as_deref(), Some(Path::new("/c/roots.pem")));
+    let folder = "/var/lib/edgehub/edgeHub".into();
+    let durability = Durability::Interval(Duration::from_millis(20));
+    assert_eq!(settings.store.kind, StoreKind::Persistent { folder, durability });
+    assert!(matches!(&notices[..], [Notice::Ignored { .. }, Notice::Ignored { .. }]), "{notices:?}");
+}
+
+#[test]
+fn unknown_names_are_reported_when_they_are_meant_for_us() {
+    let (_, notices) = with_environment(&[
+        ("PATH", "/bin"),
+        ("HOME", "/root"),
+        ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+        ("my__section", "x"),
+        ("RuntimeLogLevle", "debug"),
+        ("StorageFolders", "/x"),
+        ("mqttSettings__enable", "true"),
+        ("mqttSettings__nonsense", "true"),
+        ("EDGEHUB_LISTEN__PORT", "1"),
+        ("EDGEHUB_LISTEN__MQTTPORT", "1"),
+        ("StorageFolder", "/x"),
+    ]);
+    let mut found: Vec<_> = notices
+        .iter()
+        .map(|notice| match notice {
+            Notice::Unknown { name, suggestion, .. } => (name.as_str(), suggestion.as_deref()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            ("EDGEHUB_LISTEN__MQTTPORT", Some("EDGEHUB_LISTEN__MQTT_PORT")),
+            ("EDGEHUB_LISTEN__PORT", None),
+            ("RuntimeLogLevle", Some("RuntimeLogLevel")),
+            ("StorageFolders", Some("StorageFolder")),
+            ("mqttSettings__enable", Some("mqttSettings:enabled")),
+            ("mqttSettings__nonsense", None),
+        ]
+    );
+    let (_, notices) = load_from(Some("StorageFolder = '/x'\nwhatever = 1\n[a]\nb = 2"), &[], &[]).unwrap();
+    let lines: Vec<_> = notices.iter().map(ToString::to_string).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(
+        lines[0].starts_with("setting a.b (file /") && lines[0].ends_with("is unknown and has no effect")
+    );
+}
+
+#[test]
+fn ignored_and_mapped_settings_say_why() {
+    let (settings, notices) = with_environment(&[
+        ("StorageFolder", "/x"),
+        ("OptimizeForPerformance", "false"),
+        ("UpstreamProtocol", "Mqtt"),
+        ("mqttSettings__ThreadCount", "1"),
+        ("experimentalFeatures__nestedEdgeEnabled", "true"),
+        ("EnableRoutingLogging", "  "),
+    ]);
+    assert_eq!(settings.listen.threads.get(), 1);
+    let lines: Vec<_> = notices.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "setting OptimizeForPerformance (environment variable OptimizeForPerformance) has no effect: the \
+             store sizes itself",
+            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
+             is the one protocol towards the upstream in this release",
+            "setting experimentalFeatures__nestedEdgeEnabled (environment variable \
+             experimentalFeatures__nestedEdgeEnabled) has no effect: what it switched on is always there or \
+             does not exist",
+            "setting mqttSettings:ThreadCount (environment variable mqttSettings__ThreadCount) is taken in a \
+             different way: read as listen.threads where that is not given",
+        ]
+    );
+}
+
+#[test]
+fn a_value_that_does_not_convert_names_setting_origin_and_shape() {
+    for (name, text, expected) in [
+        ("mqttSettings__enabled", "yes", "expected true or false"),
+        ("MessageAckTimeoutSecs", "-1", "expected a whole number from 1 to"),
+        ("httpSettings__metrics_port", "70000", "expected a whole number from 0 to 65535"),
+        ("MetricsHistogramMaxAge", "3600", "expected a time span such as 01:30:00"),
+        ("EDGEHUB_STORE__DURABILITY", "disk", "expected sync, interval, os or memory"),
+        ("EDGEHUB_LISTEN__MQTT_PLAIN", "yes", "expected off, a port (bound to loopback)"),
+        ("EDGEHUB_LISTEN__MQTT_ADDRESS", "host", "expected any, or an IP address"),
+        ("EDGEHUB_UPSTREAM__HOST", "amqps://x", "expected a DNS name or an IP address"),
+        ("EDGEHUB_LISTEN__THREADS", "0", "expected a whole number from 1 to 256"),
+    ] {
+        let line = load_from(None, &[(name, text)], &[]).unwrap_err().to_string();
+        assert!(line.contains(&format!("(environment variable {name}) = {text:?}")), "{line}");
+        assert!(line.contains(expected), "{line}");
+    }
+    let line = load_from(Some("\n[listen]\nmqtt_port = \n"), &[], &[]).unwrap_err().to_string();
+    assert!(line.contains(", line 3, column ") && !line.contains('\n'), "{line}");
+    let line = load_from(None, &[], &[("no.such", "1")]).unwrap_err().to_string();
+    assert_eq!(line, "command line flag --set: there is no setting no.such; see the reference of settings");
+}
+
+#[test]
+fn closed_lists_fall_back_with_a_notice_and_old_tls_is_refused() {
+    for (name, text, falls_back) in [
+        ("RuntimeLogLevel", "loud", true),
+        ("SslProtocols", "tls1.2, ssl3", true),
+        ("SslProtocols", "ssl3", true),
+        ("SslProtocols", "TLSv1_3", false),
+    ] {
+        let (_, notices) = with_environment(&[(name, text), ("StorageFolder", "/x")]);
+        assert_eq!(matches!(&notices[..], [Notice::FellBack { .. }]), falls_back, "{name}: {notices:?}");
+    }
+    let (settings, _) = with_environment(&[("SslProtocols", "tls12")]);
+    assert_eq!(settings.tls.versions, TlsVersions { tls12: true, tls13: false });
+    let refused = load_from(None, &[("SslProtocols", "tls1.0,tls1.1")], &[]);
+    assert!(matches!(refused, Err(SettingsError::OutdatedTls { origin: Origin::Environment(_) })));
+}
+
+#[test]
+fn identity_comes_from_the_connection_string_or_the_environment() {
+    let ids = [("IOTEDGE_DEVICEID", "e"), ("IOTEDGE_IOTHUBHOSTNAME", "h"), ("IOTEDGE_GATEWAYHOSTNAME", "up")];
+    let off = ("mqttSettings__enabled", "false");
+    let (settings, notices) = load_bare(None, &[ids[0], ids[1], ids[2], off], &[]).unwrap();
+    assert_eq!(settings.hub.device_id.as_str(), "e");
+    assert_eq!(settings.upstream.host.as_str(), "up");
+    assert!(settings.hub.key.is_none() && notices.contains(&Notice::NoUpstreamKey));
+
+    let (settings, notices) = with_environment(&ids);
+    assert_eq!((settings.hub.device_id.as_str(), settings.upstream.host.as_str()), ("edge1", "h.example"));
+    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 3);
+
+    let workload = ("IOTEDGE_WORKLOADURI", "unix:///var/run/iotedge/workload.sock");
+    let line = load_bare(None, &[ids[0], ids[1], workload, off], &[]).unwrap_err().to_string();
+    assert!(line.contains("does not use the workload API; set IotHubConnectionString"), "{line}");
+    assert!(load_from(None, &[workload], &[]).is_ok());
+    assert!(matches!(load_bare(None, &[off], &[]), Err(SettingsError::NoIdentity)));
+}
+
+#[test]
+fn a_broken_connection_string_is_never_shown() {
+    let broken = "HostName=h;DeviceId=e;ModuleId=$edgeHub;SharedAccessKey=topsecret!";
+    let error = load_bare(None, &[("IotHubConnectionString", broken)], &[]).unwrap_err();
+    assert!(error.to_string().ends_with("SharedAccessKey must be base64"), "{error}");
+    assert!(!format!("{error} {error:?}").contains("topsecret"));
+}
+
+#[test]
+fn a_tls_listener_needs_both_files() {
+    for (given, missing) in [(vec![KEY], CERTIFICATE.0), (vec![CERTIFICATE], KEY.0), (vec![], CERTIFICATE.0)]
+    {
+        let mut environment = vec![IDENTITY];
+        environment.extend(given);
+        let line = load_bare(None, &environment, &[]).unwrap_err().to_string();
+        assert!(line.starts_with(&format!("setting {missing} is missing")), "{line}");
+    }
+}
+
+#[test]
+fn every_known_setting_is_accepted_from_the_environment() {
+    for known in known() {
+        let name = known.environment_name().replace('*', "x");
+        let (_, notices) = match load_from(None, &[(&name, "a\u{7f}b")], &[]) {
+            Ok(loaded) => loaded,
+            Err(SettingsError::UnknownFlagSetting { .. }) => panic!("{name}"),
+            Err(_) => continue,
+        };
+        assert!(!notices.iter().any(|notice| matches!(notice, Notice::Unknown { .. })), "{name}");
+    }
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::demo::DemoOptions;
+
 /// The command line. Without a subcommand the hub runs, as a container starts it.
 #[derive(Debug, Parser)]
 #[command(name = "edgehub", version, about, args_conflicts_with_subcommands = true)]
@@ -24,6 +26,8 @@ pub enum Command {
     Run(RunOptions),
     /// Runs the local stand-in for the cloud hub, or manages its identities
     Cloud(Box<CloudOptions>),
+    /// Shows the hub at work: cloud, hub and modules on this machine, an outage, a kill, and the account of it all
+    Demo(DemoOptions),
     /// Makes certificates
     #[command(subcommand)]
     Certificate(CertificateCommand),

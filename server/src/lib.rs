@@ -5,6 +5,7 @@
 pub mod certificate;
 pub mod cli;
 pub mod cloud;
+pub mod demo;
 pub mod exit;
 pub mod hub;
 pub mod listen;

@@ -1,1 +1,12 @@
-//! Shared parts of the benchmarks.
+//! The load generator of edgehub as a library: MQTT clients that are cheap enough not to be what is measured.
+//!
+//! The program is `load`; criterion benchmarks of the parts are in `benches/`.
+
+pub mod arrivals;
+pub mod client;
+pub mod identity;
+pub mod latency;
+pub mod process;
+pub mod scenario;
+pub mod site;
+pub mod wire;

@@ -1,0 +1,67 @@
+# The commands of daily work. Each installs what it needs; `make setup` alone does only that.
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := target/venv
+# The program that the black-box tests start; built with the profile of the other tests, so nothing compiles twice.
+PROGRAM ?= target/debug/edgehub
+# Seconds per fuzz target.
+FUZZ_SECS ?= 60
+
+.PHONY: help demo test test-rust test-blackbox bench load fuzz setup lint deny doc
+
+help:
+	@echo "make demo    build the program and show it at work"
+	@echo "make test    all tests: unit, property, vector, crash, and black-box with public SDKs"
+	@echo "make bench   criterion benchmarks, then the load generator against the built program"
+	@echo "make fuzz    every fuzz target for FUZZ_SECS=$(FUZZ_SECS) seconds (installs cargo-fuzz)"
+	@echo "make lint    format check and clippy      make doc   documentation, warnings are errors"
+	@echo "make deny    licences and advisories of all dependencies (installs cargo-deny)"
+	@echo "make setup   only install what is missing and build RocksDB once"
+
+setup:
+	@scripts/setup
+
+demo: setup
+	$(CARGO) build --release -p edgehub
+	target/release/edgehub demo
+
+test: test-rust test-blackbox
+
+# Building everything first gives the black-box tests their program with the very features of the other tests.
+test-rust: setup
+	$(CARGO) build --workspace --bins --tests
+	$(CARGO) test --workspace
+
+test-blackbox: setup $(VENV)/requirements
+	$(CARGO) build --workspace --bins --tests
+	EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests
+
+# The stamp is written last: an interrupted installation is repeated.
+$(VENV)/requirements: tests/requirements.txt | setup
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	cp tests/requirements.txt $@
+
+bench: setup
+	$(CARGO) bench -p edgehub-benches
+	$(MAKE) load
+
+# LOAD chooses the scenario, for example: make load LOAD="--scenario pairs --pairs 50"
+load: setup
+	$(CARGO) build --release -p edgehub -p edgehub-benches
+	target/release/load --spawn target/release/edgehub $(LOAD)
+
+fuzz: setup
+	FUZZ_SECS=$(FUZZ_SECS) scripts/fuzz
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc: setup
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+deny:
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check

@@ -1,0 +1,94 @@
+"""The public Python SDK, unmodified, pointed at a hub of a test."""
+
+import queue
+import threading
+from contextlib import asynccontextmanager, contextmanager
+
+from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message
+from azure.iot.device import aio
+
+RETRY_SECS = 1
+SHUTDOWN_SECS = 5
+
+
+def message(body, properties=None, content_type=None, content_encoding=None, message_id=None):
+    made = Message(body, message_id=message_id, content_encoding=content_encoding, content_type=content_type)
+    made.custom_properties.update(properties or {})
+    return made
+
+
+def json_message(body, properties=None):
+    return message(body, properties, "application/json", "utf-8")
+
+
+def _client(kinds, site, identity):
+    kind = kinds[1] if identity.module else kinds[0]
+    return kind.create_from_connection_string(
+        identity.connection_string(gateway=site.address), server_verification_cert=site.root_pem,
+        connection_retry_interval=RETRY_SECS,
+    )  # fmt: skip
+
+
+@contextmanager
+def client(site, identity, connect=True):
+    """A synchronous client. `send_message` returns when the hub has acknowledged."""
+    made = _client((IoTHubDeviceClient, IoTHubModuleClient), site, identity)
+    try:
+        if connect:
+            made.connect()
+        yield made
+    finally:
+        # The SDK waits for ever here when its network thread has died (see `send_within`).
+        ending = threading.Thread(target=made.shutdown, daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_SECS)
+
+
+@contextmanager
+def receiver(site, identity, handler):
+    """A module that receives its inputs.
+
+    The handler is there before the connection: a stored session delivers at once, and the SDK acknowledges and
+    throws away what comes while it has no handler.
+    """
+    with client(site, identity, connect=False) as made:
+        made.on_message_received = handler  # connects
+        yield made
+
+
+class Stuck(Exception):
+    """The SDK neither delivers nor fails."""
+
+
+def send_within(client, made, secs):
+    """Sends; raises what the SDK raises, or `Stuck`.
+
+    A write into a TLS connection whose other end is gone ends the network thread of paho-mqtt 1.6.1 (it does not
+    expect SSLEOFError), and with it the client: applications must watch for that, and so must tests that kill.
+    """
+    outcome = queue.Queue()
+
+    def send():
+        try:
+            outcome.put(client.send_message(made))
+        except Exception as error:  # pylint: disable=broad-except
+            outcome.put(error)
+
+    threading.Thread(target=send, daemon=True).start()
+    try:
+        error = outcome.get(timeout=secs)
+    except queue.Empty:
+        raise Stuck() from None
+    if error is not None:
+        raise error
+
+
+@asynccontextmanager
+async def async_client(site, identity):
+    """An asynchronous client, for many messages in flight."""
+    made = _client((aio.IoTHubDeviceClient, aio.IoTHubModuleClient), site, identity)
+    try:
+        await made.connect()
+        yield made
+    finally:
+        await made.shutdown()

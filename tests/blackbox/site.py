@@ -1,0 +1,246 @@
+"""A site: a cloud, one edge hub below it, and the identities that both know."""
+
+import base64
+import http.client
+import json
+import random
+import socket
+import ssl
+from pathlib import Path
+
+from . import pages, process, wait
+from .certificates import Authority
+from .identity import Identity
+from .process import Process
+from .proxy import Proxy
+
+CLOUD_HOST = "cloud.test"
+EDGE = "edge1"
+MQTT_PORT = 8883  # fixed in the SDKs, so every hub has an address of its own
+ADDRESS_TRIES_MAX = 20
+LEAVES = ("leaf1", "leaf2", "leaf3")
+MODULES = ("sender", "receiver")
+
+
+def free_address():
+    """A loopback address on which nothing listens at the SDKs' port."""
+    for _ in range(ADDRESS_TRIES_MAX):
+        address = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"
+        try:
+            free_port(address, MQTT_PORT)
+            return address
+        except OSError as error:
+            reason = error
+    raise AssertionError(f"no loopback address has port {MQTT_PORT} free: {reason}; does a hub listen on all addresses?")
+
+
+def free_port(address, port=0):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        return probe.getsockname()[1]
+
+
+def manifest(routes, ttl_secs=7200, schema="1.1"):
+    """A deployment manifest with these routes."""
+    image = {"type": "docker", "settings": {"image": "none", "createOptions": "{}"}}
+    return {
+        "modulesContent": {
+            "$edgeAgent": {
+                "properties.desired": {
+                    "schemaVersion": "1.1",
+                    "runtime": {"type": "docker", "settings": {"minDockerVersion": "v1.25"}},
+                    "systemModules": {
+                        "edgeAgent": image,
+                        "edgeHub": {**image, "status": "running", "restartPolicy": "always"},
+                    },
+                    "modules": {},
+                }
+            },
+            "$edgeHub": {
+                "properties.desired": {
+                    "schemaVersion": schema,
+                    "routes": routes,
+                    "storeAndForwardConfiguration": {"timeToLiveSecs": ttl_secs},
+                }
+            },
+        }
+    }
+
+
+class Cloud:
+    """The stand-in for the cloud hub."""
+
+    def __init__(self, folder: Path, authority: Authority):
+        self._data = folder / "cloud"
+        self._data.mkdir()
+        self._log = folder / "cloud.log"
+        self._root = authority.root
+        self.address = free_address()
+        self._chain, self._key = authority.server("cloud", [CLOUD_HOST, "localhost", "127.0.0.1", self.address])
+        self.amqp_port, self.https_port = free_port(self.address), free_port(self.address)
+        self.process = None
+
+    def create_identity(self, device, module=None, *flags):
+        """The identity made; for an edge device that is its hub module."""
+        arguments = ["cloud", "identity", "create", "--data-dir", self._data, "--host-name", CLOUD_HOST]
+        arguments += ["--device-id", device]
+        if module:
+            arguments += ["--module-id", module]
+        done = process.run([*arguments, *flags])
+        assert done.returncode == 0, f"identity {device}/{module}: {done.stderr}"
+        made = Identity.parse(done.stdout)
+        assert (made.host, made.device) == (CLOUD_HOST, device), made.connection_string()
+        return made
+
+    def start(self):
+        self.process = Process(
+            "cloud",
+            ["cloud", "--data-dir", self._data, "--host-name", CLOUD_HOST, "--certificate", self._chain,
+             "--private-key", self._key, "--amqp-listen", f"{self.address}:{self.amqp_port}",
+             "--https-listen", f"{self.address}:{self.https_port}"],
+            {}, self._log,
+        )  # fmt: skip
+        self.process.wait_ready("answers /telemetry", lambda: self.telemetry() is not None)
+
+    def telemetry(self):
+        """All messages that have arrived, oldest first; the body decoded."""
+        context = ssl.create_default_context(cafile=str(self._root))
+        connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=10)
+        try:
+            connection.request("GET", "/telemetry")
+            response = connection.getresponse()
+            text = response.read().decode()
+            assert response.status == 200, f"/telemetry answers {response.status}: {text}"
+        except http.client.HTTPException as error:
+            raise ConnectionError(error) from error
+        finally:
+            connection.close()
+        records = [json.loads(line) for line in text.splitlines() if line]
+        return [{**record, "body": base64.b64decode(record["body"])} for record in records]
+
+    def wait_telemetry(self, what, matches, count=1, deadline_secs=wait.DEADLINE_SECS):
+        """Waits until `count` messages match, and returns those that do."""
+
+        def probe():
+            found = [record for record in self.telemetry() if matches(record)]
+            return found if len(found) >= count else None
+
+        return wait.until(f"{count} × {what} in the cloud", probe, deadline_secs)
+
+
+class Site:
+    """Cloud, hub, and TCP proxies between them."""
+
+    def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None):
+        self.folder = folder
+        self.authority = Authority(folder)
+        self.address = free_address()
+        self.pages = (self.address, free_port(self.address))
+        self._chain, self._key = self.authority.server("hub", [self.address, "localhost"])
+        self._settings = settings or {}
+        self._manifest = folder / "deployment.json"
+        self._manifest.write_text(json.dumps(manifest(routes, ttl_secs)))
+        self.storage = folder / "storage"
+        self.storage.mkdir()
+        self.cloud = Cloud(folder, self.authority)
+        self._hub_identity = self.cloud.create_identity(EDGE, None, "--edge-enabled")
+        self.leaves = [self.cloud.create_identity(leaf, None, "--parent", EDGE) for leaf in LEAVES]
+        self.modules = {name: self.cloud.create_identity(EDGE, name) for name in MODULES}
+        self.stranger = Identity(CLOUD_HOST, "stranger", None, self.leaves[0].key)
+        self.cloud.start()
+        self.amqp_link = Proxy((self.cloud.address, self.cloud.amqp_port))
+        self.https_link = Proxy((self.cloud.address, self.cloud.https_port))
+        self.hub = None
+
+    @property
+    def leaf(self):
+        return self.leaves[0]
+
+    @property
+    def root_pem(self):
+        return self.authority.root_pem.decode()
+
+    def environment(self):
+        """The settings of the hub as environment variables."""
+        return {
+            "IotHubConnectionString": self._hub_identity.connection_string(),
+            "EdgeDeviceHostName": self.address,
+            "EdgeHubDevServerCertificateFile": self._chain,
+            "EdgeHubDevServerPrivateKeyFile": self._key,
+            "EdgeHubDevTrustBundleFile": self.authority.root,
+            "StorageFolder": self.storage,
+            "RuntimeLogLevel": "debug",
+            "amqpSettings__enabled": "false",
+            "httpSettings__enabled": "false",
+            "httpSettings__metrics_port": self.pages[1],
+            "EDGEHUB_LISTEN__MQTT_ADDRESS": self.address,
+            "EDGEHUB_LISTEN__MQTT_PORT": MQTT_PORT,
+            "EDGEHUB_LISTEN__METRICS_ADDRESS": self.address,
+            "EDGEHUB_UPSTREAM__HOST": "127.0.0.1",
+            "EDGEHUB_UPSTREAM__AMQP_PORT": self.amqp_link.port,
+            "EDGEHUB_UPSTREAM__HTTPS_PORT": self.https_link.port,
+            "EDGEHUB_UPSTREAM__TRUST_FILE": self.authority.root,
+            **self._settings,
+        }
+
+    def run_hub_to_end(self, arguments=(), deadline_secs=30, **changed):
+        """Starts a second hub with this site's settings that is expected to end by itself."""
+        variables = {**self.environment(), **changed}
+        return process.run(["run", "--manifest", self._manifest, *arguments], variables, deadline_secs)
+
+    def start_hub(self):
+        self.hub = Process("hub", ["run", "--manifest", self._manifest], self.environment(), self.folder / "hub.log")
+        self.hub.wait_ready("/healthz answers 200", lambda: pages.get(self.pages, "/healthz")[0] == 200)
+
+    def cut_upstream(self):
+        self.amqp_link.cut()
+        self.https_link.cut()
+
+    def restore_upstream(self):
+        self.amqp_link.restore()
+        self.https_link.restore()
+
+    def status(self):
+        return pages.status(self.pages)
+
+    def ledgers(self):
+        status = self.status()
+        assert status["gap"] == 0, status
+        found = list(pages.ledgers(status))
+        assert len(found) == len(status["queues"]), status
+        return found
+
+    def queued(self):
+        return sum(ledger["queued"] for ledger in self.ledgers())
+
+    def assert_balanced(self):
+        """Every ledger adds up: nothing that was accepted is unaccounted for."""
+        for ledger in self.ledgers():
+            dropped = ledger["dropped"]
+            lost = sum(dropped.values()) if isinstance(dropped, dict) else dropped
+            out = ledger["delivered"] + ledger["expired"] + lost + ledger["dead_lettered"] + ledger["queued"]
+            assert ledger["gap"] == 0 and ledger["accepted"] == out, ledger
+
+    def wait_drained(self):
+        wait.until("all queues are empty", lambda: self.queued() == 0)
+        self.assert_balanced()
+
+    def close(self):
+        """Stops everything; whatever the test did, ledgers add up and nothing has panicked."""
+        try:
+            if self.hub is not None:
+                try:
+                    if self.hub.running():
+                        self.assert_balanced()
+                        assert self.hub.stop() == 0, self.hub.text()[-4000:]
+                finally:
+                    if self.hub.running():
+                        self.hub.kill()
+                    self.hub.assert_no_panic()
+        finally:
+            self.amqp_link.close()
+            self.https_link.close()
+            if self.cloud.process.running():
+                self.cloud.process.stop()
+            self.cloud.process.assert_no_panic()

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::engine::{DiskBudget, DiskEngine, DiskOpenError};
@@ -33,7 +34,10 @@ pub(crate) fn open(folder: &Path, budget: DiskBudget) -> Result<DiskEngine, Open
     }
     let path = folder.join("store");
     let database = path.join("db");
-    fs::create_dir_all(&path).map_err(|source| OpenError::Create { path: path.clone(), source })?;
+    // What is stored may be secret: directories that are made here are for this user only.
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(&path).map_err(|source| OpenError::Create { path: path.clone(), source })?;
     if is_database(&path) {
         return Err(OpenError::ForeignDatabase { path });
     }

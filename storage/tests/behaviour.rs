@@ -390,3 +390,15 @@ fn a_store_that_cannot_be_opened_says_why_and_is_left_alone() {
     std::fs::rename(&foreign, folder.path().join("edgeHub")).unwrap();
     open(folder.path()).unwrap();
 }
+
+#[test]
+fn a_new_folder_is_for_its_user_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("edge");
+    Store::open(StoreOptions::disk(&folder)).unwrap().close();
+    for path in [folder.clone(), folder.join("store")] {
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

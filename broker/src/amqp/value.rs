@@ -28,7 +28,7 @@ impl Text {
 
     /// The text.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("every constructor checks UTF-8, and Bytes never change")
+        std::str::from_utf8(&self.0).expect("checked text") // every constructor checks UTF-8, and Bytes never change
     }
 
     /// A copy that does not keep the receive buffer alive, for texts that are kept long.

@@ -73,7 +73,7 @@ impl SymmetricKey {
     }
 
     fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.0).expect("a key"); // HMAC takes any length
         parts.iter().for_each(|part| mac.update(part));
         mac
     }

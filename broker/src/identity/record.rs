@@ -116,8 +116,7 @@ impl ServiceIdentity {
 
     /// The form in the store. It holds the keys: encrypt it.
     pub fn to_stored(&self) -> Vec<u8> {
-        serde_json::to_vec(&Stored::from(self))
-            .expect("plain data has a JSON form: no maps, no fallible parts")
+        serde_json::to_vec(&Stored::from(self)).expect("JSON") // plain data: no maps, no fallible parts
     }
 
     /// Reads the form in the store.
@@ -163,7 +162,7 @@ impl ScopePage {
             modules: Some(modules.into_iter().map(AnswerModule::from).collect()),
             continuation_link: self.continuation.clone(),
         };
-        serde_json::to_vec(&answer).expect("plain data has a JSON form: no maps, no fallible parts")
+        serde_json::to_vec(&answer).expect("JSON") // plain data: no maps, no fallible parts
     }
 }
 

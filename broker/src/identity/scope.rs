@@ -238,7 +238,7 @@ impl ScopeCache {
             version: SNAPSHOT_VERSION,
             identities: identities.iter().map(|entry| &**entry).collect(),
         };
-        serde_json::to_vec(&snapshot).expect("plain data has a JSON form: no maps, no fallible parts")
+        serde_json::to_vec(&snapshot).expect("JSON") // plain data: no maps, no fallible parts
     }
 
     /// Replaces everything by what [`ScopeCache::snapshot`] wrote.

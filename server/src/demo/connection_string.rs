@@ -106,8 +106,7 @@ impl ConnectionString {
             audience += &format!("/modules/{module_id}");
         }
         let audience = utf8_percent_encode(&audience, RESERVED).to_string();
-        let mut mac =
-            <Hmac<Sha256> as Mac>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.key).expect("a key"); // HMAC takes any length
         mac.update(format!("{audience}\n{expires_at_secs}").as_bytes());
         let signature = BASE64.encode(mac.finalize().into_bytes());
         let signature = utf8_percent_encode(&signature, RESERVED);

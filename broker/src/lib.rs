@@ -12,6 +12,7 @@
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
+//! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
 //! | [`hub`] | the builder and the handle that an embedder holds |
 //!
 //! The crate names no environment variable and reads no file; all comes in typed, through
@@ -26,3 +27,4 @@ pub mod hub;
 pub mod identity;
 pub mod message;
 pub mod upstream;
+pub mod wake;

@@ -85,7 +85,13 @@ impl ModulePump {
         loop {
             let consumer = self.consumers.borrow_and_update().clone();
             let end = match consumer {
-                Some(consumer) => self.serve(&consumer).await,
+                Some(consumer) => {
+                    let home = consumer.home.clone();
+                    let served = home.run(async move { (self.serve(&consumer).await, self) }).await;
+                    let Some((end, pump)) = served else { return };
+                    self = pump;
+                    end
+                }
                 None => self.wait_for_consumer().await,
             };
             match end {
@@ -132,6 +138,7 @@ impl ModulePump {
         }
     }
 
+    /// Runs on the consumer's thread: what goes to and fro with each message crosses no other one.
     async fn serve(&mut self, consumer: &Consumer) -> End {
         let settler = Settler::new();
         let mut window: InFlight<Delivery> = InFlight::new();

@@ -5,6 +5,7 @@ use tokio::sync::watch;
 
 use crate::backend::Mailbox;
 use crate::identity::Identity;
+use crate::wake::Home;
 
 /// The connection that takes the messages for a module's inputs.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct Consumer {
     pub connection: u64,
     /// The way to it.
     pub mailbox: Mailbox,
+    /// The thread that it lives on, where its messages are best read and settled.
+    pub home: Home,
 }
 
 /// The consumers by module. Touched when a module subscribes or leaves, and when a pump starts.

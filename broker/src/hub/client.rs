@@ -12,6 +12,7 @@ use crate::backend::{Mailbox, PublishError};
 use crate::delivery::Consumer;
 use crate::dispatch::Publisher;
 use crate::message::Sender;
+use crate::wake::Home;
 
 /// One connected identity. Dropping it ends its connection for the hub.
 pub struct HubClient {
@@ -32,7 +33,8 @@ impl HubClient {
         self.inputs = on;
         let identity = &self.sender.identity;
         if on {
-            let consumer = Consumer { connection: self.connection, mailbox: self.mailbox.clone() };
+            let consumer =
+                Consumer { connection: self.connection, mailbox: self.mailbox.clone(), home: Home::here() };
             self.hub.arrive(identity, consumer);
         } else {
             self.hub.leave(identity, self.connection);

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use edgehub_broker::wake::WakeRelay;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -104,15 +105,17 @@ impl ConnectionThreads {
         let (deadline, stopping) = watch::channel(None);
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         for number in 0..count.get() {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(ListenError::Thread)?;
+            let relay = WakeRelay::new();
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = relay.install(&mut runtime).enable_all().build().map_err(ListenError::Thread)?;
             let (sender, mailbox) = mpsc::channel(MAILBOX_MAX);
             let stopping = Stopping { deadline: stopping.clone() };
             let thread = std::thread::Builder::new()
                 .name(format!("connections-{number}"))
-                .spawn(move || runtime.block_on(run(mailbox, stopping)))
+                .spawn(move || {
+                    relay.adopt_thread();
+                    runtime.block_on(run(mailbox, stopping, relay));
+                })
                 .map_err(ListenError::Thread)?;
             senders.push(sender);
             threads.push(thread);
@@ -235,13 +238,13 @@ impl ConnectionThreads {
 }
 
 /// The main task of a thread.
-async fn run(mut mailbox: mpsc::Receiver<Task>, mut stopping: Stopping) {
+async fn run(mut mailbox: mpsc::Receiver<Task>, mut stopping: Stopping, relay: WakeRelay) {
     let mut tasks = JoinSet::new();
     let deadline = loop {
         tokio::select! {
             deadline = stopping.wait() => break deadline,
             Some(task) = mailbox.recv() => {
-                tasks.spawn(task);
+                tasks.spawn(relay.wrap(task));
             }
             Some(ended) = tasks.join_next() => report(ended),
         }

@@ -67,27 +67,35 @@ mod condition;
 mod config;
 mod diagnostic;
 mod evaluate;
+mod explain;
 mod function;
 mod lexer;
 pub mod limits;
+mod lint;
 mod message;
 mod number;
 mod parens;
 mod program;
+mod render;
 mod route;
 mod source;
+mod suggest;
 mod syntax;
 mod table;
 mod text;
 mod value;
-#[cfg(test)]
 mod walker;
 
 pub use condition::Condition;
 pub use config::{ConfigCategory, ConfigError, HubConfig, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion};
-pub use diagnostic::{Category, Diagnostic, Stage, TextRange};
+pub use diagnostic::{Category, Diagnostic, Stage, Suggestion, TextRange};
 pub use evaluate::Truth;
+pub use explain::{
+    Evaluation, ExplainedRoute, ExplainedTarget, Explanation, Outcome, Part, PartValue, Reason, explain,
+};
+pub use lint::{LINTS_OF_ROUTE_MAX, Lint, LintCode, lint};
 pub use message::{MessageView, PropertyName, SystemProperty, Text, fold_name};
+pub use render::Origin;
 pub use route::{Route, Sink, UPSTREAM_ENDPOINT};
 pub use source::{MessageRejected, MessageSource};
 pub use table::{

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::body::BodyPath;
 use crate::check::{Checked, check};
 use crate::diagnostic::{Diagnostic, Fault, Span};
 use crate::evaluate::{Scratch, Truth};
@@ -75,8 +76,58 @@ impl Condition {
     }
 }
 
+/// Checks the text behind `$body.` by itself, for tools: is it a body path that compiles?
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_body_path(path: &str) -> Result<(), &'static str> {
+    // In a condition, the lexer ends a name at these.
+    let ends = |unit: char| {
+        matches!(
+            unit,
+            '(' | ')'
+                | '<'
+                | '>'
+                | '@'
+                | ','
+                | ';'
+                | ':'
+                | '\\'
+                | '"'
+                | '/'
+                | '?'
+                | '='
+                | '{'
+                | '}'
+                | '\t'
+                | '\n'
+                | '\r'
+        )
+    };
+    match path.find(ends) {
+        None => BodyPath::parse(path).map(drop),
+        // They may stand where nothing is looked at any more: there, an open bracket does no harm either.
+        Some(end) => BodyPath::parse(&format!("{}[", path.get(..end).unwrap_or_default())).map(drop),
+    }
+}
+
 impl fmt::Debug for Condition {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Condition").field("text", &self.text).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_body_path;
+
+    #[test]
+    fn body_paths_are_checked_by_themselves() {
+        for path in ["a", "a.b[0]", "a[0]@", "a]@", "a b", "it's", "a[0][", "$.a"] {
+            assert!(check_body_path(path).is_ok(), "{path}");
+        }
+        for path in ["", "a.", "a@b", "a[0].b@", "7", "a[", "@", "a/b", "a:b"] {
+            assert!(check_body_path(path).is_err(), "{path}");
+        }
     }
 }

@@ -86,7 +86,7 @@ mod text;
 mod value;
 mod walker;
 
-pub use condition::Condition;
+pub use condition::{Condition, check_body_path};
 pub use config::{ConfigCategory, ConfigError, HubConfig, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion};
 pub use diagnostic::{Category, Diagnostic, Stage, Suggestion, TextRange};
 pub use evaluate::Truth;
@@ -97,7 +97,7 @@ pub use lint::{LINTS_OF_ROUTE_MAX, Lint, LintCode, lint};
 pub use message::{MessageView, PropertyName, SystemProperty, Text, fold_name};
 pub use render::Origin;
 pub use route::{Route, Sink, UPSTREAM_ENDPOINT};
-pub use source::{MessageRejected, MessageSource};
+pub use source::{MessageRejected, MessageSource, SourcePattern};
 pub use table::{
     Candidates, DEFAULT_PRIORITY, Decision, Endpoint, EndpointIndex, RouteError, RouteIndex, RouteSpec,
     RouteTable, Target,

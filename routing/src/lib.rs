@@ -11,6 +11,8 @@
 //! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`].
 //! - [`RouteTable::decide`] gives a message its targets. It takes no lock and does no I/O; its memory is the caller's
 //!   [`Decision`], which is reused. The body is read once per message, for all routes, and only if a condition asks.
+//! - [`lint`] finds what compiles but is hardly meant; [`explain`] gives the value of every part of a condition for one
+//!   message, with reasons, and who won. [`Diagnostic::render`] and [`Lint::render`] draw the place like a compiler.
 //! - Nothing recurses over input: depth and size are bounded before the grammar sees a text (see [`limits`]), trees and
 //!   programs are flat lists, and bodies are read by loops.
 //!

@@ -303,3 +303,27 @@ async fn a_bad_route_keeps_its_last_good_version_and_a_removed_one_keeps_its_mes
     }));
     assert!(hub.apply(&no_ttl.unwrap()).is_err());
 }
+
+#[tokio::test]
+async fn lints_come_with_the_configuration_and_refuse_routes_only_when_they_are_errors() {
+    let Setup { hub, .. } = setup(1, DEADLINE);
+    let document = config(
+        json!({
+            "late": "FROM /messages/* INTO $upstream WHERE level = 'hot'",
+            "sound": "FROM /messages/* INTO $upstream",
+        }),
+        60,
+    );
+    let applied = hub.apply(&document).unwrap();
+    assert_eq!(applied.routes, ["late", "sound"]);
+    let lints: Vec<_> = applied.lints.iter().map(|lint| (lint.route.as_str(), lint.code.name())).collect();
+    assert_eq!(lints, [("late", "trailing-text")]);
+    // The version before was good, so it stays.
+    let applied = hub.apply(&document.clone().with_lints_as_errors()).unwrap();
+    assert_eq!((applied.routes.len(), applied.kept, applied.lints.len()), (2, vec!["late".to_owned()], 0));
+    assert_eq!(applied.malformed[0].category.name(), "route-lint");
+
+    let Setup { hub, .. } = setup(1, DEADLINE);
+    let applied = hub.apply(&document.with_lints_as_errors()).unwrap();
+    assert_eq!(applied.routes, ["sound"]);
+}

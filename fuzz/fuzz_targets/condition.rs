@@ -1,4 +1,5 @@
-//! A condition and a body, separated by a line end: evaluation ends, whatever they are.
+//! A condition and a body, separated by a line end: evaluation ends, whatever they are, and the program, the plain walk
+//! and the explanation agree.
 #![no_main]
 
 use edgehub_routing::{Condition, MessageView, PropertyName, Text};
@@ -33,7 +34,12 @@ fuzz_target!(|data: &[u8]| {
     let body = data.get(split + 1..).unwrap_or_default();
     if let Ok(condition) = Condition::compile(text) {
         for encoding in ["utf-8", "utf-16", "utf-32"] {
-            condition.evaluate(&View { body, encoding });
+            let view = View { body, encoding };
+            let truth = condition.evaluate(&view);
+            assert_eq!(truth, condition.walk(&view));
+            let explained = condition.explain(&view);
+            assert_eq!(truth, explained.truth);
+            assert!(!explained.to_string().is_empty());
         }
     }
 });

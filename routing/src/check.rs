@@ -3,6 +3,7 @@
 use crate::body::BodyPath;
 use crate::diagnostic::{Category, Fault, Span, Stage};
 use crate::function::Function;
+use crate::suggest::nearest;
 use crate::syntax::{BinaryOperator, Node, NodeKind, Tree};
 use crate::text;
 
@@ -76,7 +77,8 @@ pub(crate) struct Checked {
 ///
 /// `text` is what the spans of the tree count in.
 pub(crate) fn check(text: &str, tree: &Tree) -> Result<Checked, Vec<Fault>> {
-    let mut checker = Checker { text, nodes: Vec::with_capacity(tree.nodes.len()), faults: Vec::new() };
+    let nodes = Vec::with_capacity(tree.nodes.len());
+    let mut checker = Checker { text, tree: &tree.nodes, nodes, faults: Vec::new() };
     for node in &tree.nodes {
         let (operation, result) = checker.node(node);
         checker.nodes.push(CheckedNode { operation, result, first: node.first });
@@ -90,6 +92,7 @@ pub(crate) fn check(text: &str, tree: &Tree) -> Result<Checked, Vec<Fault>> {
 
 struct Checker<'t> {
     text: &'t str,
+    tree: &'t [Node],
     nodes: Vec<CheckedNode>,
     /// Each with the node that it was found at.
     faults: Vec<(usize, Fault)>,
@@ -102,7 +105,7 @@ const WRONG: Typed = (Operation::Undefined, Type::Undefined);
 
 impl Checker<'_> {
     fn node(&mut self, node: &Node) -> Typed {
-        let own = self.text.get(node.span.start as usize..node.span.end as usize).unwrap_or_default();
+        let own = node.span.of(self.text);
         match node.kind {
             NodeKind::Property => (Operation::Property(own.to_owned()), Type::Text),
             NodeKind::System { braced } => self.system(node.span, own, braced),
@@ -138,7 +141,11 @@ impl Checker<'_> {
             },
             NodeKind::Not => match self.operand() {
                 Type::Bool | Type::Null | Type::Body => (Operation::Not, Type::Bool),
-                given => self.operand_fault(node.span, own, &[given], "a truth value"),
+                given => {
+                    let typed = self.operand_fault(node.span, own, &[given], "a truth value");
+                    self.suggest_wider_not(node);
+                    typed
+                }
             },
             NodeKind::Binary(operator) => self.binary(node.span, own, operator),
             NodeKind::Call { arguments } => self.call(node, own, arguments),
@@ -246,7 +253,11 @@ impl Checker<'_> {
             // The arguments of a function that does not exist are not looked at.
             self.faults.retain(|(at, _)| *at < node.first);
             let message = format!("there is no function {name:?}");
-            self.fault(Fault::new(Category::UnknownFunction, Stage::Compile, node.span, message));
+            let fault = Fault::new(Category::UnknownFunction, Stage::Compile, node.span, message);
+            self.fault(match nearest(name, Function::names()) {
+                Some(known) => fault.with_guess(node.span, known),
+                None => fault,
+            });
             return WRONG;
         };
         let mut given = Vec::with_capacity(arguments);
@@ -273,14 +284,48 @@ impl Checker<'_> {
         let fault = Fault::new(Category::Operand, Stage::Compile, span, message);
         self.fault(match given {
             [Type::Text, Type::Number] | [Type::Number, Type::Text] => {
-                fault.with_hint("convert the text: as_number(text)")
+                let place = self.operand_place(given[0] == Type::Text);
+                fault
+                    .with_hint("convert the text: as_number(text)")
+                    .with_replacement(place, format!("as_number({})", place.of(self.text)))
             }
             [Type::Bool | Type::Null | Type::Undefined, Type::Body] => {
-                fault.with_hint("compare the body value: value = true")
+                let place = self.operand_place(false);
+                fault
+                    .with_hint("compare the body value: value = true")
+                    .with_replacement(place, format!("{} = true", place.of(self.text)))
             }
             _ => fault,
         });
         WRONG
+    }
+
+    /// The place of an operand of the binary node that comes next.
+    fn operand_place(&self, left: bool) -> Span {
+        let right = self.nodes.len().saturating_sub(1);
+        let at = match left {
+            true => self.nodes.get(right).map_or(0, |right| right.first.saturating_sub(1)),
+            false => right,
+        };
+        self.tree.get(at).map_or(Span { start: 0, end: 0 }, |node| node.extent)
+    }
+
+    /// `NOT a = b` is `(NOT a) = b`: where the operand of NOT does not fit, the comparison is likely to be meant.
+    fn suggest_wider_not(&mut self, not: &Node) {
+        let at = self.nodes.len();
+        let parent = self.tree.iter().skip(at + 1).find(|node| node.first <= not.first);
+        let (Some(parent), Some(operand)) = (parent, at.checked_sub(1).and_then(|at| self.tree.get(at)))
+        else {
+            return;
+        };
+        if parent.negates_only_left_of_comparison(not)
+            && let Some((_, fault)) = self.faults.last_mut()
+        {
+            let meant = Span { start: operand.extent.start, end: parent.extent.end };
+            fault.hint =
+                Some("NOT binds tighter than a comparison: put the comparison in parentheses".into());
+            fault.replacement = Some((parent.extent, format!("NOT ({})", meant.of(self.text))));
+        }
     }
 
     fn unsupported(&mut self, span: Span, message: &str, hint: &str) -> Typed {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::diagnostic::{Diagnostic, Stage};
+use crate::lint::lint;
 use crate::route::Route;
 use crate::table::{DEFAULT_PRIORITY, RouteSpec};
 use crate::text::equal_names;
@@ -88,6 +89,8 @@ pub enum ConfigCategory {
     StoreAndForward,
     /// The hub-wide time-to-live is missing.
     TimeToLiveMissing,
+    /// A route has lints, and lints count as errors.
+    RouteLint,
 }
 
 impl ConfigCategory {
@@ -105,6 +108,7 @@ impl ConfigCategory {
             ConfigCategory::RouteSink => "route-sink",
             ConfigCategory::StoreAndForward => "store-and-forward",
             ConfigCategory::TimeToLiveMissing => "ttl-missing",
+            ConfigCategory::RouteLint => "route-lint",
         }
     }
 }
@@ -150,46 +154,61 @@ impl HubConfig {
     /// # Errors
     /// The first error that leaves nothing to run with.
     pub fn parse(desired: &Value) -> Result<HubConfig, ConfigError> {
-        let schema = schema_version(desired.get("schemaVersion"))?;
+        let mut errors = Vec::new();
+        let config = HubConfig::read(desired, &mut |error| errors.push(error));
+        match errors.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(config),
+        }
+    }
+
+    /// Reads the desired properties and goes on after errors, for tools: what can be read, and all that is wrong, the
+    /// missing hub-wide time-to-live and the malformed routes too.
+    pub fn inspect(desired: &Value) -> (HubConfig, Vec<ConfigError>) {
+        let mut errors = Vec::new();
+        let config = HubConfig::read(desired, &mut |error| errors.push(error));
+        let stored = errors.iter().any(|error| error.category == ConfigCategory::StoreAndForward);
+        errors.extend(config.hub_wide_time_to_live_secs().err().filter(|_| !stored));
+        errors.extend(config.rejected.iter().cloned());
+        (config, errors)
+    }
+
+    /// Reads what can be read; `refuse` gets the errors for which the document is refused.
+    fn read(desired: &Value, refuse: &mut impl FnMut(ConfigError)) -> HubConfig {
+        let schema = schema_version(desired.get("schemaVersion")).unwrap_or_else(|error| {
+            refuse(error);
+            SchemaVersion { major: 1, minor: 3 }
+        });
         let mut rejected = Vec::new();
         let mut routes = Vec::new();
-        for (name, value) in route_entries(desired.get("routes"), schema)? {
-            match route_entry(name, value, schema) {
-                Ok(route) => routes.extend(route),
-                Err(error) => rejected.push(error.of_route(name)),
+        match route_entries(desired.get("routes"), schema) {
+            Ok(entries) => {
+                for (name, value) in entries {
+                    match route_entry(name, value, schema) {
+                        Ok(route) => routes.extend(route),
+                        Err(error) => rejected.push(error.of_route(name)),
+                    }
+                }
             }
+            Err(error) => refuse(error),
         }
-        let store = match desired.get("storeAndForwardConfiguration") {
-            Some(Value::Object(store)) => store,
-            _ => {
-                return Err(store_and_forward(
-                    "storeAndForwardConfiguration is missing; it must be an object",
-                ));
-            }
-        };
-        let time_to_live_secs = match store.get("timeToLiveSecs") {
-            None => None,
-            Some(value) => match whole_number(value).map(i32::try_from) {
-                Some(Ok(seconds)) => Some(seconds),
-                _ => {
-                    return Err(store_and_forward(
-                        "timeToLiveSecs must be a 32-bit signed number of seconds",
-                    ));
-                }
-            },
-        };
-        let store_limit_bytes = match store.get("storeLimits").and_then(|limits| limits.get("maxSizeBytes")) {
-            None | Some(Value::Null) => None,
-            Some(limit) => match whole_number(limit).map(i64::try_from) {
-                Some(Ok(bytes)) => Some(bytes),
-                _ => {
-                    return Err(store_and_forward(
-                        "storeLimits.maxSizeBytes must be a 64-bit number of bytes",
-                    ));
-                }
-            },
-        };
-        Ok(HubConfig { schema, routes, rejected, time_to_live_secs, store_limit_bytes })
+        let (time_to_live_secs, store_limit_bytes) = store(desired.get("storeAndForwardConfiguration"))
+            .unwrap_or_else(|error| {
+                refuse(error);
+                (None, None)
+            });
+        HubConfig { schema, routes, rejected, time_to_live_secs, store_limit_bytes }
+    }
+
+    /// The same document with lints as errors: routes that have any are no longer in [`HubConfig::routes`] but in
+    /// [`HubConfig::rejected`].
+    pub fn with_lints_as_errors(mut self) -> HubConfig {
+        for lint in lint(self.routes.iter().map(OwnedRouteSpec::as_spec)) {
+            let message = lint.to_string();
+            self.rejected.push(ConfigError::new(ConfigCategory::RouteLint, message).of_route(&lint.route));
+            self.routes.retain(|route| route.name != lint.route);
+        }
+        self
     }
 
     /// All or nothing: the document if every route has the right shape, parses and names a sink. Conditions are not
@@ -229,6 +248,28 @@ impl HubConfig {
 
 fn store_and_forward(message: &str) -> ConfigError {
     ConfigError::new(ConfigCategory::StoreAndForward, message)
+}
+
+/// The hub-wide time-to-live and the limit of the store.
+fn store(value: Option<&Value>) -> Result<(Option<i32>, Option<i64>), ConfigError> {
+    let Some(Value::Object(store)) = value else {
+        return Err(store_and_forward("storeAndForwardConfiguration is missing; it must be an object"));
+    };
+    let time_to_live_secs = match store.get("timeToLiveSecs") {
+        None => None,
+        Some(value) => match whole_number(value).map(i32::try_from) {
+            Some(Ok(seconds)) => Some(seconds),
+            _ => return Err(store_and_forward("timeToLiveSecs must be a 32-bit signed number of seconds")),
+        },
+    };
+    let limit_bytes = match store.get("storeLimits").and_then(|limits| limits.get("maxSizeBytes")) {
+        None | Some(Value::Null) => None,
+        Some(limit) => match whole_number(limit).map(i64::try_from) {
+            Some(Ok(bytes)) => Some(bytes),
+            _ => return Err(store_and_forward("storeLimits.maxSizeBytes must be a 64-bit number of bytes")),
+        },
+    };
+    Ok((time_to_live_secs, limit_bytes))
 }
 
 fn schema_version(value: Option<&Value>) -> Result<SchemaVersion, ConfigError> {

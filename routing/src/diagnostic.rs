@@ -1,6 +1,7 @@
 //! Owns what is said about a text that cannot be compiled: category, stage, position, words.
 
 use std::fmt;
+use std::ops::Range;
 
 /// Where in a text something stands: `[start, end)`, lines and columns 1-based, columns in UTF-16 code units.
 ///
@@ -36,6 +37,18 @@ impl TextRange {
             end_column: (column + width).min(width_units(line) + 2),
         }
     }
+
+    /// The range of the bytes `[start, end)` of `text`, which may end on a later line and may be empty.
+    pub(crate) fn across(text: &str, span: Span) -> TextRange {
+        let place = |at: u32| {
+            let before = text.get(..at as usize).unwrap_or(text);
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            let line = 1 + memchr::memchr_iter(b'\n', before.as_bytes()).count() as u32;
+            (line, 1 + width_units(before.get(line_start..).unwrap_or_default()))
+        };
+        let ((line, column), (end_line, end_column)) = (place(span.start), place(span.end));
+        TextRange { line, column, end_line, end_column }
+    }
 }
 
 fn width_units(text: &str) -> u32 {
@@ -47,6 +60,46 @@ fn width_units(text: &str) -> u32 {
 pub(crate) struct Span {
     pub(crate) start: u32,
     pub(crate) end: u32,
+}
+
+impl Span {
+    /// These bytes of `text`.
+    pub(crate) fn of(self, text: &str) -> &str {
+        text.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// A change of the text that corrects it, for an editor to apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suggestion {
+    /// What to write.
+    pub replacement: String,
+    /// In place of these bytes of the text; an empty range inserts.
+    pub bytes: Range<usize>,
+    /// The same place; unlike the place of an error it may end on a later line.
+    pub range: TextRange,
+}
+
+impl Suggestion {
+    pub(crate) fn new(text: &str, span: Span, replacement: impl Into<String>) -> Suggestion {
+        Suggestion {
+            replacement: replacement.into(),
+            bytes: span.start as usize..span.end as usize,
+            range: TextRange::across(text, span),
+        }
+    }
+
+    /// `text`, which must be the text that the suggestion is about, with the change; none if it is another text.
+    ///
+    /// ```
+    /// let error = edgehub_routing::Condition::compile("lenght(zone) = 4").unwrap_err().remove(0);
+    /// let suggestion = error.suggestion.expect("one letter is out of place");
+    /// assert_eq!(suggestion.apply("lenght(zone) = 4").as_deref(), Some("length(zone) = 4"));
+    /// ```
+    pub fn apply(&self, text: &str) -> Option<String> {
+        let (before, after) = (text.get(..self.bytes.start)?, text.get(self.bytes.end..)?);
+        Some([before, &self.replacement, after].concat())
+    }
 }
 
 /// Which step refused the text.
@@ -136,8 +189,10 @@ pub struct Diagnostic {
     pub in_condition: Option<TextRange>,
     /// Where, counted from the first character of the whole text.
     pub in_route: Option<TextRange>,
-    /// What to write instead, if that can be said.
+    /// What to write instead, in words, if that can be said.
     pub hint: Option<String>,
+    /// The same as a change of the text, if one is likely to be meant.
+    pub suggestion: Option<Box<Suggestion>>,
 }
 
 impl fmt::Display for Diagnostic {
@@ -162,20 +217,32 @@ pub(crate) struct Fault {
     pub(crate) span: Option<Span>,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// What to write in place of which part of the text.
+    pub(crate) replacement: Option<(Span, String)>,
 }
 
 impl Fault {
     pub(crate) fn new(category: Category, stage: Stage, span: Span, message: impl Into<String>) -> Fault {
-        Fault { category, stage, span: Some(span), message: message.into(), hint: None }
+        Fault { category, stage, span: Some(span), message: message.into(), hint: None, replacement: None }
     }
 
     pub(crate) fn without_place(category: Category, stage: Stage, message: impl Into<String>) -> Fault {
-        Fault { category, stage, span: None, message: message.into(), hint: None }
+        Fault { category, stage, span: None, message: message.into(), hint: None, replacement: None }
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Fault {
         self.hint = Some(hint.into());
         self
+    }
+
+    pub(crate) fn with_replacement(mut self, span: Span, replacement: impl Into<String>) -> Fault {
+        self.replacement = Some((span, replacement.into()));
+        self
+    }
+
+    /// Adds the most likely meaning of a misspelt word.
+    pub(crate) fn with_guess(self, span: Span, guess: &str) -> Fault {
+        self.with_hint(format!("did you mean {guess}?")).with_replacement(span, guess)
     }
 
     /// Finds lines and columns; `condition` is the part of `text` that compile errors count from.
@@ -196,6 +263,9 @@ impl Fault {
             in_condition,
             in_route: self.span.map(|span| TextRange::of(text, span)),
             hint: self.hint,
+            suggestion: self
+                .replacement
+                .map(|(span, replacement)| Box::new(Suggestion::new(text, span, replacement))),
         }
     }
 }

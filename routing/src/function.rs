@@ -63,6 +63,16 @@ impl Function {
         FUNCTIONS.iter().find(|(known, _)| equal_names(known, name)).map(|(_, function)| *function)
     }
 
+    /// All names.
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        FUNCTIONS.iter().map(|(name, _)| *name)
+    }
+
+    /// The name, as the documentation spells it.
+    pub(crate) fn name(self) -> &'static str {
+        FUNCTIONS.iter().find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+    }
+
     /// The type of the result; none if the function does not take such arguments.
     pub(crate) fn result(self, arguments: &[Type]) -> Option<Type> {
         let number = |given: &Type| matches!(given, Type::Number | Type::Body);

@@ -62,21 +62,38 @@ impl Token {
 /// Splits `route` into tokens; its length must fit into 32 bits.
 pub(crate) fn tokens(route: &str) -> Vec<Token> {
     let mut found = Vec::with_capacity(route.len() / 4);
+    scan(route, |token| found.push(token), |_| {});
+    found
+}
+
+/// The comments of `route`; its length must fit into 32 bits.
+pub(crate) fn comments(route: &str) -> Vec<Span> {
+    let mut found = Vec::new();
+    scan(route, |_| {}, |comment| found.push(comment));
+    found
+}
+
+fn scan(route: &str, mut token: impl FnMut(Token), mut comment: impl FnMut(Span)) {
     // Known once, so that unclosed comments do not cost a search of the whole rest each.
     let last_close = memchr::memmem::rfind(route.as_bytes(), b"*/").unwrap_or(0);
     let mut at = 0;
     while let Some(rest) = route.get(at..).filter(|rest| !rest.is_empty()) {
+        let span = |width: usize| Span { start: at as u32, end: (at + width) as u32 };
         let width = match skipped(rest, at + 2 <= last_close) {
             0 => {
                 let (kind, width) = longest(rest);
-                found.push(Token { kind, span: Span { start: at as u32, end: (at + width) as u32 } });
+                token(Token { kind, span: span(width) });
                 width
             }
-            width => width,
+            width => {
+                if rest.starts_with('/') {
+                    comment(span(width));
+                }
+                width
+            }
         };
         at += width;
     }
-    found
 }
 
 /// Bytes of white space or of one comment at the start of `rest`.

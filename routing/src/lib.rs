@@ -11,6 +11,8 @@
 //! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`].
 //! - [`RouteTable::decide`] gives a message its targets. It takes no lock and does no I/O; its memory is the caller's
 //!   [`Decision`], which is reused. The body is read once per message, for all routes, and only if a condition asks.
+//! - [`lint`] finds what compiles but is hardly meant; [`explain`] gives the value of every part of a condition for one
+//!   message, with reasons, and who won. [`Diagnostic::render`] and [`Lint::render`] draw the place like a compiler.
 //! - Nothing recurses over input: depth and size are bounded before the grammar sees a text (see [`limits`]), trees and
 //!   programs are flat lists, and bodies are read by loops.
 //!
@@ -67,29 +69,37 @@ mod condition;
 mod config;
 mod diagnostic;
 mod evaluate;
+mod explain;
 mod function;
 mod lexer;
 pub mod limits;
+mod lint;
 mod message;
 mod number;
 mod parens;
 mod program;
+mod render;
 mod route;
 mod source;
+mod suggest;
 mod syntax;
 mod table;
 mod text;
 mod value;
-#[cfg(test)]
 mod walker;
 
-pub use condition::Condition;
+pub use condition::{Condition, check_body_path};
 pub use config::{ConfigCategory, ConfigError, HubConfig, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion};
-pub use diagnostic::{Category, Diagnostic, Stage, TextRange};
+pub use diagnostic::{Category, Diagnostic, Stage, Suggestion, TextRange};
 pub use evaluate::Truth;
+pub use explain::{
+    Evaluation, ExplainedRoute, ExplainedTarget, Explanation, Outcome, Part, PartValue, Reason, explain,
+};
+pub use lint::{LINTS_OF_ROUTE_MAX, Lint, LintCode, lint};
 pub use message::{MessageView, PropertyName, SystemProperty, Text, fold_name};
+pub use render::Origin;
 pub use route::{Route, Sink, UPSTREAM_ENDPOINT};
-pub use source::{MessageRejected, MessageSource};
+pub use source::{MessageRejected, MessageSource, SourcePattern};
 pub use table::{
     Candidates, DEFAULT_PRIORITY, Decision, Endpoint, EndpointIndex, RouteError, RouteIndex, RouteSpec,
     RouteTable, Target,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::diagnostic::{Category, Diagnostic, Fault, Span, Stage};
 use crate::source::pattern_path;
+use crate::suggest::nearest;
 use crate::syntax::{RouteSyntax, SinkSyntax, parse_route};
 use crate::text::equal_names;
 
@@ -55,7 +56,7 @@ impl Route {
         let syntax = parse_route(text).map_err(locate)?;
         let sink = resolve_sink(text, &syntax).map_err(locate)?;
         let condition = match &syntax.condition {
-            Some((span, _)) => text.get(span.start as usize..span.end as usize).unwrap_or_default(),
+            Some((span, _)) => span.of(text),
             None => "true",
         };
         Ok(Route { source: pattern_path(&syntax.pattern), condition: condition.to_owned(), sink })
@@ -64,7 +65,7 @@ impl Route {
 
 /// The sink that a parsed route names.
 pub(crate) fn resolve_sink(text: &str, route: &RouteSyntax) -> Result<Sink, Fault> {
-    let slice = |span: Span| text.get(span.start as usize..span.end as usize).unwrap_or_default();
+    let slice = |span: Span| span.of(text);
     let refuse = |message: String, hint: &str| {
         Fault::new(Category::Sink, Stage::Sink, route.sink_span, message).with_hint(hint)
     };
@@ -81,7 +82,15 @@ pub(crate) fn resolve_sink(text: &str, route: &RouteSyntax) -> Result<Sink, Faul
             })
         }
         SinkSyntax::System(name) | SinkSyntax::Function(name, _) => {
-            Err(refuse(format!("there is no sink {:?}", slice(name)), SINKS))
+            let fault = refuse(format!("there is no sink {:?}", slice(name)), SINKS);
+            let known = match route.sink {
+                SinkSyntax::System(_) => "$upstream",
+                SinkSyntax::Function(..) => "BrokeredEndpoint",
+            };
+            Err(match nearest(slice(name), [known]) {
+                Some(known) => fault.with_guess(name, known),
+                None => fault,
+            })
         }
     }
 }

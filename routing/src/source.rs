@@ -56,6 +56,38 @@ impl MessageSource<'_> {
     }
 }
 
+/// A source pattern by itself, for tools: what a route's `FROM` may name, and what its grammar refuses, too.
+///
+/// ```
+/// use edgehub_routing::SourcePattern;
+///
+/// let pattern = SourcePattern::new("/messages/modules/press/*");
+/// assert_eq!(pattern.path(), "/messages/modules/press/");
+/// assert!(pattern.covers("/Messages/Modules/Press/outputs/alarms/"));
+/// assert!(!pattern.covers("/messages/modules/presses/"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePattern {
+    path: String,
+}
+
+impl SourcePattern {
+    /// The pattern of that text.
+    pub fn new(pattern: &str) -> SourcePattern {
+        SourcePattern { path: pattern_path(pattern) }
+    }
+
+    /// Its path, which ends in a slash.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Does it match messages from `path`, see [`MessageSource::path`]?
+    pub fn covers(&self, path: &str) -> bool {
+        FoldedPath::new(&self.path).covers(&FoldedPath::new(&with_one_slash(path.trim())))
+    }
+}
+
 /// The path of a source pattern: wildcards and slashes at its end are removed, one slash is appended.
 pub(crate) fn pattern_path(pattern: &str) -> String {
     with_one_slash(pattern.trim_end_matches('*'))

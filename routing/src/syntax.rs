@@ -1,5 +1,7 @@
 //! Owns the syntax tree: tokens to a route's parts and to a condition's tree, without a look at types.
 
+mod mistake;
+
 use std::cell::RefCell;
 use std::sync::LazyLock;
 
@@ -12,6 +14,9 @@ use crate::diagnostic::{Category, Fault, Span, Stage};
 use crate::lexer::{Token, TokenKind, tokens};
 use crate::limits::{EXPRESSION_DEPTH_MAX, ROUTE_BYTES_MAX};
 use crate::parens::{Role, irregular};
+
+use mistake::explained;
+pub(crate) use mistake::source_comment;
 
 #[derive(pest_derive::Parser)]
 #[grammar = "grammar.pest"]
@@ -35,6 +40,29 @@ pub(crate) enum BinaryOperator {
     And,
     Or,
     Coalesce,
+}
+
+impl BinaryOperator {
+    /// The operator as it is written.
+    pub(crate) fn sign(self) -> &'static str {
+        match self {
+            BinaryOperator::Multiply => "*",
+            BinaryOperator::Divide => "/",
+            BinaryOperator::Remainder => "%",
+            BinaryOperator::Add => "+",
+            BinaryOperator::Subtract => "-",
+            BinaryOperator::Concat => "||",
+            BinaryOperator::Equal => "=",
+            BinaryOperator::NotEqual => "!=",
+            BinaryOperator::Less => "<",
+            BinaryOperator::LessOrEqual => "<=",
+            BinaryOperator::Greater => ">",
+            BinaryOperator::GreaterOrEqual => ">=",
+            BinaryOperator::And => "AND",
+            BinaryOperator::Or => "OR",
+            BinaryOperator::Coalesce => "??",
+        }
+    }
 }
 
 /// What a node of the tree is. Operands stand before their operator.
@@ -63,7 +91,22 @@ pub(crate) struct Node {
     pub(crate) kind: NodeKind,
     /// The operator, the function's name, or the operand itself.
     pub(crate) span: Span,
+    /// The whole expression, without parentheses around it.
+    pub(crate) extent: Span,
     pub(crate) first: usize,
+}
+
+impl Node {
+    /// Is it a comparison whose left operand is `not`, without parentheses around it?
+    pub(crate) fn negates_only_left_of_comparison(&self, not: &Node) -> bool {
+        use BinaryOperator::*;
+        let comparison = matches!(
+            self.kind,
+            NodeKind::Binary(Equal | NotEqual | Less | LessOrEqual | Greater | GreaterOrEqual)
+        );
+        let own = not.kind == NodeKind::Not && self.first == not.first;
+        comparison && own && self.extent.start == not.extent.start
+    }
 }
 
 /// A condition in postfix order: the operands of a node are the subtrees directly before it, the root is last. So no
@@ -78,6 +121,8 @@ pub(crate) struct Tree {
 pub(crate) struct RouteSyntax {
     /// The source pattern without the white space and comments between its tokens.
     pub(crate) pattern: String,
+    /// From the first to the last token of the source pattern.
+    pub(crate) source_span: Span,
     /// Place and tree of the condition.
     pub(crate) condition: Option<(Span, Tree)>,
     pub(crate) sink: SinkSyntax,
@@ -111,11 +156,13 @@ pub(crate) fn parse_route(text: &str) -> Result<RouteSyntax, Fault> {
     let letters = letters(&tokens, condition, Stage::Parse)?;
     let route = parse(Rule::route, &letters, &tokens, text)?;
     let mut pattern = String::new();
+    let mut source_span = Span { start: 0, end: 0 };
     let mut condition = None;
     let mut sink = None;
     for part in route.into_inner() {
         match part.as_rule() {
             Rule::source => {
+                source_span = span_of(&tokens, &part);
                 let span = part.as_span();
                 let own = tokens.get(span.start()..span.end()).unwrap_or_default();
                 own.iter().for_each(|token| pattern.push_str(token.of(text)));
@@ -127,7 +174,7 @@ pub(crate) fn parse_route(text: &str) -> Result<RouteSyntax, Fault> {
     }
     let end = Span { start: text.len() as u32, end: text.len() as u32 };
     let (sink, sink_span) = sink.unwrap_or((SinkSyntax::System(end), end));
-    Ok(RouteSyntax { pattern, condition, sink, sink_span })
+    Ok(RouteSyntax { pattern, source_span, condition, sink, sink_span })
 }
 
 /// Parses a condition that stands alone; none if there is no token in it.
@@ -248,10 +295,13 @@ fn parse<'l>(rule: Rule, letters: &'l str, tokens: &[Token], text: &str) -> Resu
     let at = match error.location {
         InputLocation::Pos(at) | InputLocation::Span((at, _)) => at,
     };
-    let expected = match &error.variant {
-        ErrorVariant::ParsingError { positives, .. } => words(positives),
-        ErrorVariant::CustomError { message } => message.clone(),
+    let mut expected = match error.variant {
+        ErrorVariant::ParsingError { positives, .. } => positives,
+        ErrorVariant::CustomError { .. } => Vec::new(),
     };
+    if expected.contains(&Rule::route) {
+        expected = vec![Rule::select, Rule::from];
+    }
     let fault = match tokens.get(at) {
         Some(token) => {
             let found = token.of(text);
@@ -263,51 +313,7 @@ fn parse<'l>(rule: Rule, letters: &'l str, tokens: &[Token], text: &str) -> Resu
             Fault::new(Category::Syntax, Stage::Parse, end, "the text ends too early")
         }
     };
-    Err(if expected.is_empty() { fault } else { fault.with_hint(format!("expected {expected}")) })
-}
-
-/// What could have stood in the place of a failure.
-fn words(rules: &[Rule]) -> String {
-    let mut words: Vec<&str> = rules.iter().map(|rule| word(*rule)).filter(|word| !word.is_empty()).collect();
-    words.sort_unstable();
-    words.dedup();
-    words.join(" or ")
-}
-
-fn word(rule: Rule) -> &'static str {
-    match rule {
-        Rule::EOI => "the end",
-        Rule::select => "SELECT",
-        Rule::from => "FROM",
-        Rule::where_word => "WHERE",
-        Rule::into => "INTO",
-        Rule::source | Rule::slash => "/",
-        Rule::sink => "a sink",
-        Rule::star => "*",
-        Rule::left_paren => "(",
-        Rule::right_paren => ")",
-        Rule::left_brace => "{",
-        Rule::right_brace => "}",
-        Rule::comma => ",",
-        Rule::text => "a text in quotes",
-        Rule::name => "a name",
-        Rule::system_name => "a name that begins with $",
-        Rule::condition | Rule::expression | Rule::group | Rule::call | Rule::braced | Rule::symbol => {
-            "an expression"
-        }
-        Rule::integer | Rule::real | Rule::hex => "a number",
-        Rule::true_word | Rule::false_word | Rule::null_word | Rule::undefined_word => "a literal",
-        Rule::plus | Rule::minus | Rule::percent | Rule::concat | Rule::coalesce | Rule::and | Rule::or => {
-            "an operator"
-        }
-        Rule::equal | Rule::not_equal | Rule::less | Rule::less_or_equal => "an operator",
-        Rule::greater | Rule::greater_or_equal => "an operator",
-        Rule::negate | Rule::not => "a prefix operator",
-        Rule::route | Rule::alone | Rule::unclosed | Rule::unclosed_paren | Rule::extra_paren => "",
-        Rule::unterminated | Rule::unknown | Rule::prefixed | Rule::primary | Rule::literal | Rule::infix => {
-            ""
-        }
-    }
+    Err(explained(fault, at, &expected, tokens, text))
 }
 
 fn span_of(tokens: &[Token], pair: &Pair<'_, Rule>) -> Span {
@@ -358,28 +364,40 @@ struct Builder<'t> {
     nodes: RefCell<Vec<Node>>,
 }
 
+/// A subtree: the index at which it begins, and its place with the parentheses around it.
+#[derive(Clone, Copy)]
+struct Part {
+    first: usize,
+    place: Span,
+}
+
 impl Builder<'_> {
-    /// Appends the subtree of one expression; gives the index at which it begins.
-    fn expression(&self, pairs: Pairs<'_, Rule>) -> usize {
+    /// Appends the subtree of one expression.
+    fn expression(&self, pairs: Pairs<'_, Rule>) -> Part {
         PRECEDENCE
             .map_primary(|pair| self.primary(pair))
-            .map_prefix(|operator, first| {
+            .map_prefix(|operator, operand| {
                 let negate = operator.as_rule() == Rule::negate;
-                self.push(if negate { NodeKind::Negate } else { NodeKind::Not }, &operator, first)
+                let place = Span { start: self.place(&operator).start, end: operand.place.end };
+                let kind = if negate { NodeKind::Negate } else { NodeKind::Not };
+                self.push(kind, &operator, Part { place, ..operand })
             })
-            .map_infix(|first, operator, _| match binary(operator.as_rule()) {
-                Some(kind) => self.push(NodeKind::Binary(kind), &operator, first),
-                None => {
-                    // The operands of an unknown symbol are not looked at.
-                    self.nodes.borrow_mut().truncate(first);
-                    self.push(NodeKind::Invalid(Category::InvalidSymbol), &operator, first)
+            .map_infix(|left, operator, right| {
+                let part = Part { first: left.first, place: Span { end: right.place.end, ..left.place } };
+                match binary(operator.as_rule()) {
+                    Some(kind) => self.push(NodeKind::Binary(kind), &operator, part),
+                    None => {
+                        // The operands of an unknown symbol are not looked at.
+                        self.nodes.borrow_mut().truncate(part.first);
+                        self.push(NodeKind::Invalid(Category::InvalidSymbol), &operator, part)
+                    }
                 }
             })
             .parse(pairs)
     }
 
-    fn primary(&self, pair: Pair<'_, Rule>) -> usize {
-        let first = self.nodes.borrow().len();
+    fn primary(&self, pair: Pair<'_, Rule>) -> Part {
+        let part = Part { first: self.nodes.borrow().len(), place: self.place(&pair) };
         let kind = match pair.as_rule() {
             Rule::name => NodeKind::Property,
             Rule::system_name => NodeKind::System { braced: false },
@@ -393,22 +411,22 @@ impl Builder<'_> {
             Rule::null_word => NodeKind::Null,
             Rule::symbol => NodeKind::Invalid(Category::InvalidSymbol),
             Rule::unclosed => NodeKind::Invalid(Category::MissingParen),
-            Rule::braced => return self.braced(pair, first),
-            Rule::group | Rule::call => return self.with_parens(pair, first),
+            Rule::braced => return self.braced(pair, part),
+            Rule::group | Rule::call => return self.with_parens(pair, part),
             _ => NodeKind::Undefined,
         };
-        self.push(kind, &pair, first)
+        self.push(kind, &pair, part)
     }
 
-    fn braced(&self, pair: Pair<'_, Rule>, first: usize) -> usize {
+    fn braced(&self, pair: Pair<'_, Rule>, part: Part) -> Part {
         let name = pair.clone().into_inner().nth(1).unwrap_or(pair);
-        self.push(NodeKind::System { braced: true }, &name, first)
+        self.push(NodeKind::System { braced: true }, &name, part)
     }
 
-    fn with_parens(&self, pair: Pair<'_, Rule>, first: usize) -> usize {
+    fn with_parens(&self, pair: Pair<'_, Rule>, part: Part) -> Part {
         let inner = pair.clone().into_inner();
         if let Some(extra) = inner.clone().find(|part| part.as_rule() == Rule::extra_paren) {
-            return self.push(NodeKind::Invalid(Category::UnmatchedParen), &extra, first);
+            return self.push(NodeKind::Invalid(Category::UnmatchedParen), &extra, part);
         }
         let mut arguments = 0;
         for expression in inner.filter(|part| part.as_rule() == Rule::expression) {
@@ -416,17 +434,23 @@ impl Builder<'_> {
             arguments += 1;
         }
         match pair.as_rule() {
-            Rule::call => self.push(NodeKind::Call { arguments }, &pair, first),
-            _ => first,
+            Rule::call => self.push(NodeKind::Call { arguments }, &pair, part),
+            _ => part,
         }
     }
 
-    /// Appends a node whose span is the first token of `pair` and whose subtree begins at `first`.
-    fn push(&self, kind: NodeKind, pair: &Pair<'_, Rule>, first: usize) -> usize {
+    /// From the first to the last token of `pair`.
+    fn place(&self, pair: &Pair<'_, Rule>) -> Span {
+        span_of(self.tokens, pair)
+    }
+
+    /// Appends a node whose span is the first token of `pair` and whose subtree is `part`.
+    fn push(&self, kind: NodeKind, pair: &Pair<'_, Rule>, part: Part) -> Part {
         let token = self.tokens.get(pair.as_span().start());
         let span = token.map_or(Span { start: 0, end: 0 }, |token| token.span);
-        self.nodes.borrow_mut().push(Node { kind, span, first });
-        first
+        let node = Node { kind, span, extent: part.place, first: part.first };
+        self.nodes.borrow_mut().push(node);
+        part
     }
 }
 

@@ -268,6 +268,11 @@ impl RouteTable {
         Ok(self.covering(FoldedPath::new(&source.path()?)))
     }
 
+    /// The routes whose source covers `path`, for tools that know a path but no sender; see [`MessageSource::path`].
+    pub fn candidates_at(&self, path: &str) -> Candidates {
+        self.covering(FoldedPath::new(path))
+    }
+
     fn covering(&self, path: FoldedPath) -> Candidates {
         let matching = self.routes.iter().enumerate().filter(|(_, route)| route.source.covers(&path));
         let mut found: Vec<_> = matching

@@ -1,80 +1,133 @@
-//! Owns the plain evaluator that programs are compared with: one recursive walk over the checked tree, every operand
-//! evaluated, texts as lists of units. Written for its plainness; only tests use it.
+//! Owns the plain evaluator: one walk over the checked tree, every operand evaluated, texts as lists of units.
+//!
+//! It knows nothing of programs, their jumps and their texts in bytes. So it is what programs are compared with in the
+//! tests, where it also reads bodies with a reader of its own; and it is what explanations are made of, because it has a
+//! value for every node.
 
 use std::cmp::Ordering;
+use std::rc::Rc;
 
-use proptest::prelude::*;
-use serde_json::json;
-
-use crate::body::Step;
-use crate::check::{Checked, Operation, Type, check};
-use crate::evaluate::{Scratch, Truth};
+use crate::body::BodyPath;
+use crate::check::{Checked, Operation, Type};
+use crate::evaluate::Truth;
 use crate::function::Function;
-use crate::message::{MessageView, PropertyName, Text};
+use crate::message::Text;
 use crate::number;
-use crate::program::{Program, Vocabulary};
-use crate::syntax::{BinaryOperator, parse_condition};
+use crate::syntax::BinaryOperator;
 use crate::text;
 
+/// Units of text that the operations of one condition may make; beyond that their results are undefined.
+const MADE_UNITS_MAX: usize = 8 << 20;
+
+/// The value of a node.
 #[derive(Clone, Debug, PartialEq)]
-enum Plain {
+pub(crate) enum Plain {
     Undefined,
     Null { absent: bool },
     Bool(bool),
     Number(f64),
     NullText,
-    Text(Vec<u16>),
+    Text(Rc<[u16]>),
 }
 
-struct Message {
-    properties: Vec<(&'static str, Option<&'static str>)>,
-    body: serde_json::Value,
-    bytes: Vec<u8>,
+/// What a condition asks of a message.
+pub(crate) trait Leaves {
+    fn property(&mut self, name: &str) -> Plain;
+    fn system(&mut self, name: &str) -> Plain;
+    fn body(&mut self, path: &BodyPath) -> Plain;
 }
 
-impl Message {
-    fn new() -> Message {
-        let body = json!({
-            "n": 12.5, "z": 0, "t": true, "f": false, "s": "lpm", "e": "", "v": null,
-            "o": { "n": 1 }, "l": [4, "8", [true]], "d": "2031-07-04T10:20:30Z", "x": "a😀b", "k": "a\"b",
+/// The value of every node of the tree, in its order.
+pub(crate) fn values(checked: &Checked, leaves: &mut impl Leaves) -> Vec<Plain> {
+    let mut values: Vec<Plain> = Vec::with_capacity(checked.nodes.len());
+    let mut made_units = 0;
+    for (at, node) in checked.nodes.iter().enumerate() {
+        let value = leaf(&node.operation, leaves).unwrap_or_else(|| {
+            let operands = operands(checked, at);
+            let given: Vec<(Plain, Type)> = operands
+                .iter()
+                .filter_map(|operand| {
+                    Some((values.get(*operand)?.clone(), checked.nodes.get(*operand)?.result))
+                })
+                .collect();
+            apply(&node.operation, &given)
         });
-        let properties = vec![
-            ("zone", Some("north")),
-            ("rpm", Some("1450")),
-            ("gone", None),
-            ("blank", Some("")),
-            ("x", Some("a😀b")),
-            ("$body.f", Some("shadow")),
-        ];
-        let bytes = body.to_string().into_bytes();
-        Message { properties, body, bytes }
+        if let (Plain::Text(text), Operation::Binary(_) | Operation::Call(..)) = (&value, &node.operation) {
+            made_units += text.len();
+        }
+        values.push(if made_units > MADE_UNITS_MAX { Plain::Undefined } else { value });
+    }
+    values
+}
+
+/// The value of the whole condition, out of those of its nodes.
+pub(crate) fn truth(checked: &Checked, values: &[Plain]) -> Truth {
+    match (values.last(), checked.nodes.last().map(|root| root.result)) {
+        (Some(Plain::Bool(true)), _) => Truth::True,
+        (Some(Plain::Bool(false)), _) | (_, Some(Type::Null)) => Truth::False,
+        _ => Truth::Undefined,
     }
 }
 
-impl MessageView for Message {
-    fn property(&self, name: &PropertyName) -> Text<'_> {
-        match self.properties.iter().find(|(known, _)| name.matches(known)) {
-            None => Text::Undefined,
-            Some((_, None)) => Text::Null,
-            Some((_, Some(value))) => Text::Text(value),
-        }
+/// The nodes that are the operands of the node at `at`, from left to right.
+pub(crate) fn operands(checked: &Checked, at: usize) -> Vec<usize> {
+    let count = match checked.nodes.get(at).map(|node| &node.operation) {
+        Some(Operation::Negate | Operation::Not) => 1,
+        Some(Operation::Binary(_)) => 2,
+        Some(Operation::Call(_, count)) => *count,
+        _ => 0,
+    };
+    let mut found = Vec::with_capacity(count);
+    let mut end = at;
+    for _ in 0..count {
+        let Some(last) = end.checked_sub(1) else { break };
+        found.push(last);
+        end = checked.nodes.get(last).map_or(0, |node| node.first);
     }
+    found.reverse();
+    found
+}
 
-    fn system_property(&self, name: &PropertyName) -> Text<'_> {
-        match name.folded() {
-            "CONTENTTYPE" => Text::Text("application/json"),
-            "CONTENTENCODING" => Text::Text("UTF-8"),
-            "SITE" => Text::Text("sys"),
-            _ => Text::Undefined,
+/// The value of a node without operands.
+pub(crate) fn leaf(operation: &Operation, leaves: &mut impl Leaves) -> Option<Plain> {
+    Some(match operation {
+        Operation::Number(number) => Plain::Number(*number),
+        Operation::Text(bytes) => Plain::Text(text::units(bytes).collect()),
+        Operation::Bool(value) => Plain::Bool(*value),
+        Operation::Null => Plain::Null { absent: false },
+        Operation::Undefined => Plain::Undefined,
+        Operation::Property(name) => leaves.property(name),
+        Operation::System(name) => leaves.system(name),
+        Operation::PropertyOrSystem { property, system } => match leaves.property(property) {
+            Plain::Undefined => leaves.system(system),
+            value => value,
+        },
+        Operation::Body { property, path } => {
+            match property.as_ref().map_or(Plain::Undefined, |name| leaves.property(name)) {
+                Plain::Undefined => leaves.body(path),
+                value => value,
+            }
         }
-    }
+        Operation::Negate | Operation::Not | Operation::Binary(_) | Operation::Call(..) => return None,
+    })
+}
 
-    fn body(&self) -> &[u8] {
-        &self.bytes
+/// The value of a node with operands, out of theirs.
+pub(crate) fn apply(operation: &Operation, operands: &[(Plain, Type)]) -> Plain {
+    match (operation, operands) {
+        (Operation::Negate, [(value, _)]) => Plain::Number(-number_of(value)),
+        (Operation::Not, [operand]) => match operand {
+            (_, Type::Null) => Plain::Bool(true),
+            (Plain::Bool(value), _) => Plain::Bool(!value),
+            _ => Plain::Undefined,
+        },
+        (Operation::Binary(operator), [left, right]) => binary(*operator, left.clone(), right.clone()),
+        (Operation::Call(function, _), arguments) => call(*function, arguments),
+        _ => Plain::Undefined,
     }
 }
 
-fn of_text(text: Text<'_>) -> Plain {
+pub(crate) fn of_text(text: Text<'_>) -> Plain {
     match text {
         Text::Undefined => Plain::Undefined,
         Text::Null => Plain::NullText,
@@ -82,76 +135,8 @@ fn of_text(text: Text<'_>) -> Plain {
     }
 }
 
-/// The value of a body path without wildcards.
-fn of_body(mut at: &serde_json::Value, steps: Option<&[Step]>) -> Plain {
-    let Some(steps) = steps else { return Plain::Undefined };
-    for step in steps {
-        let next = match (step, at) {
-            (Step::Member(name), serde_json::Value::Object(object)) => object.get(name),
-            (Step::Element(index), serde_json::Value::Array(array)) => array.get(*index),
-            _ => None,
-        };
-        match next {
-            Some(next) => at = next,
-            None => return Plain::Null { absent: true },
-        }
-    }
-    match at {
-        serde_json::Value::Null => Plain::Null { absent: false },
-        serde_json::Value::Bool(value) => Plain::Bool(*value),
-        serde_json::Value::Number(number) => Plain::Number(number.as_f64().expect("finite")),
-        serde_json::Value::String(text) if text.contains("T10") => Plain::Undefined,
-        serde_json::Value::String(text) => Plain::Text(text.encode_utf16().collect()),
-        serde_json::Value::Array(_) | serde_json::Value::Object(_) => Plain::Undefined,
-    }
-}
-
-/// The value and the type of the node at `at`.
-fn walk(checked: &Checked, at: usize, message: &Message) -> (Plain, Type) {
-    let node = &checked.nodes[at];
-    let property = |name: &str| of_text(message.property(&PropertyName::new(name)));
-    let system = |name: &str| of_text(message.system_property(&PropertyName::new(name)));
-    let or_else = |value: Plain, other: Plain| if value == Plain::Undefined { other } else { value };
-    let value = match &node.operation {
-        Operation::Number(number) => Plain::Number(*number),
-        Operation::Text(bytes) => Plain::Text(text::units(bytes).collect()),
-        Operation::Bool(value) => Plain::Bool(*value),
-        Operation::Null => Plain::Null { absent: false },
-        Operation::Undefined => Plain::Undefined,
-        Operation::Property(name) => property(name),
-        Operation::System(name) => system(name),
-        Operation::PropertyOrSystem { property: name, system: other } => {
-            or_else(property(name), system(other))
-        }
-        Operation::Body { property: name, path } => {
-            let own = name.as_ref().map_or(Plain::Undefined, |name| property(name));
-            or_else(own, of_body(&message.body, path.steps()))
-        }
-        Operation::Negate => Plain::Number(-number_of(&walk(checked, at - 1, message).0)),
-        Operation::Not => match walk(checked, at - 1, message) {
-            (_, Type::Null) => Plain::Bool(true),
-            (Plain::Bool(value), _) => Plain::Bool(!value),
-            _ => Plain::Undefined,
-        },
-        Operation::Binary(operator) => {
-            let left = checked.nodes[at - 1].first - 1;
-            binary(*operator, walk(checked, left, message), walk(checked, at - 1, message))
-        }
-        Operation::Call(function, count) => {
-            let mut arguments = Vec::new();
-            let mut end = at;
-            for _ in 0..*count {
-                arguments.push(walk(checked, end - 1, message));
-                end = checked.nodes[end - 1].first;
-            }
-            arguments.reverse();
-            call(*function, &arguments)
-        }
-    };
-    (value, node.result)
-}
-
-fn number_of(value: &Plain) -> f64 {
+/// The number, or NaN.
+pub(crate) fn number_of(value: &Plain) -> f64 {
     if let Plain::Number(number) = value { *number } else { f64::NAN }
 }
 
@@ -255,14 +240,15 @@ fn body_order(left: &Plain, right: &Plain) -> Option<Ordering> {
 }
 
 fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
-    let number_at = |at: usize| number_of(&arguments[at].0);
-    let text_at = |at: usize| match &arguments[at].0 {
-        Plain::Text(text) => Some(text.clone()),
+    let number_at = |at: usize| arguments.get(at).map_or(f64::NAN, |(value, _)| number_of(value));
+    let text_at = |at: usize| match arguments.get(at) {
+        Some((Plain::Text(text), _)) => Some(text.clone()),
         _ => None,
     };
+    let given = arguments.first().map(|(value, given)| (value, *given));
     let mapped = |map: fn(char) -> char| match text_at(0) {
         Some(own) => {
-            let characters = char::decode_utf16(own);
+            let characters = char::decode_utf16(own.iter().copied());
             Plain::Text(
                 characters
                     .flat_map(|character| match character {
@@ -278,7 +264,6 @@ fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
         (Some(of), Some(part)) => Plain::Bool(holds(&of, &part)),
         _ => Plain::Undefined,
     };
-    let position = |of: &[u16], part: &[u16]| (0..=of.len()).find(|at| of[*at..].starts_with(part));
     match function {
         Function::Abs => Plain::Number(number_at(0).abs()),
         Function::Ceiling => Plain::Number(number_at(0).ceil()),
@@ -293,28 +278,29 @@ fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
         }),
         Function::Power if number_at(0).is_nan() || number_at(1).is_nan() => Plain::Number(f64::NAN),
         Function::Power => Plain::Number(number_at(0).powf(number_at(1))),
-        Function::AsNumber => match &arguments[0].0 {
-            Plain::Number(number) => Plain::Number(*number),
-            Plain::Text(own) => {
+        Function::AsNumber => match given {
+            Some((Plain::Number(number), _)) => Plain::Number(*number),
+            Some((Plain::Text(own), _)) => {
                 let own = String::from_utf16_lossy(own);
                 Plain::Number(number::parse(own.as_bytes(), &mut String::new()).unwrap_or(f64::NAN))
             }
             _ => Plain::Number(f64::NAN),
         },
-        Function::IsBool => match &arguments[0] {
-            (Plain::Undefined, Type::Bool | Type::Body) => Plain::Undefined,
-            (value, _) => Plain::Bool(matches!(value, Plain::Bool(_))),
+        Function::IsBool => match given {
+            Some((Plain::Undefined, Type::Bool | Type::Body)) => Plain::Undefined,
+            given => Plain::Bool(matches!(given, Some((Plain::Bool(_), _)))),
         },
         Function::IsNumber => Plain::Bool(number_at(0).is_finite()),
         Function::IsString => Plain::Bool(text_at(0).is_some()),
-        Function::IsDefined => Plain::Bool(match &arguments[0] {
-            (Plain::Number(number), Type::Number) => !number.is_nan(),
-            (value, _) => *value != Plain::Undefined,
+        Function::IsDefined => Plain::Bool(match given {
+            Some((Plain::Number(number), Type::Number)) => !number.is_nan(),
+            given => given.is_some_and(|(value, _)| *value != Plain::Undefined),
         }),
-        Function::IsNull => match &arguments[0] {
-            (Plain::Undefined, Type::Body) => Plain::Undefined,
-            (value, Type::Body) => Plain::Bool(*value != Plain::Null { absent: true }),
-            (value, _) => Plain::Bool(matches!(value, Plain::Null { .. } | Plain::NullText)),
+        Function::IsNull => match given {
+            Some((Plain::Undefined, Type::Body)) => Plain::Undefined,
+            // True also for what is not null at all: a fault of the reference that routes rely on.
+            Some((value, Type::Body)) => Plain::Bool(*value != Plain::Null { absent: true }),
+            given => Plain::Bool(matches!(given, Some((Plain::Null { .. } | Plain::NullText, _)))),
         },
         Function::Concat => {
             let mut joined = Vec::new();
@@ -324,8 +310,11 @@ fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
                     Plain::NullText => {}
                     _ => return Plain::Undefined,
                 }
+                if joined.len() > MADE_UNITS_MAX {
+                    return Plain::Undefined;
+                }
             }
-            Plain::Text(joined)
+            Plain::Text(joined.into())
         }
         Function::Length => Plain::Number(text_at(0).map_or(f64::NAN, |own| own.len() as f64)),
         Function::Lower => mapped(text::lower),
@@ -338,7 +327,9 @@ fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
                 start >= 0.0 && if arguments.len() == 3 { start < whole } else { start <= whole };
             let fits = start_fits && length >= 0.0 && (arguments.len() == 2 || length <= whole - start);
             match fits {
-                true => Plain::Text(own[start as usize..start as usize + length as usize].to_vec()),
+                true => own
+                    .get(start as usize..start as usize + length as usize)
+                    .map_or(Plain::Undefined, |part| Plain::Text(part.into())),
                 false => Plain::Undefined,
             }
         }
@@ -355,183 +346,29 @@ fn call(function: Function, arguments: &[(Plain, Type)]) -> Plain {
     }
 }
 
-fn plain_truth(checked: &Checked, message: &Message) -> Truth {
-    match walk(checked, checked.nodes.len() - 1, message) {
-        (Plain::Bool(true), _) => Truth::True,
-        (Plain::Bool(false), _) | (_, Type::Null) => Truth::False,
-        _ => Truth::Undefined,
-    }
-}
-
-/// Writes a condition whose parts have fitting types most of the time, as `choices` say.
-struct Writer<'c> {
-    choices: std::slice::Iter<'c, u8>,
-}
-
-impl Writer<'_> {
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[usize::from(*self.choices.next().unwrap_or(&0)) % from.len()]
-    }
-
-    fn write(&mut self, wanted: char, depth: u32) -> String {
-        let form = self.pick(match (wanted, depth) {
-            ('N', 0) => &["0", "3", "2.5", "-1", "1e999", "0x1F", "-0"],
-            ('S', 0) => &[
-                "zone",
-                "rpm",
-                "gone",
-                "nope",
-                "x",
-                "blank",
-                "$site",
-                "'a'",
-                "'\\uD83D'",
-                "'\\uDE00b'",
-                "''",
-            ],
-            ('B', 0) => &["true", "false", "true", "is_null(null)"],
-            ('L', 0) => &["null"],
-            ('U', 0) => &["undefined"],
-            (_, 0) => &[
-                "$body.n",
-                "$body.z",
-                "$body.t",
-                "$body.f",
-                "{$body.f}",
-                "$body.s",
-                "$body.e",
-                "$body.v",
-                "$body.o",
-                "$body.o.n",
-                "$body.l[0]",
-                "$body.l[1]",
-                "$body.l[2][0]",
-                "$body.d",
-                "$body.x",
-                "$body.k",
-                "$body.no",
-            ],
-            ('N', _) => &[
-                "(N + N)",
-                "(N - N)",
-                "(N * N)",
-                "(N / N)",
-                "(N % N)",
-                "- N",
-                "abs(Q)",
-                "floor(N)",
-                "sign(N)",
-                "power(N, N)",
-                "sqrt(N)",
-                "length(S)",
-                "length(Q)",
-                "as_number(S)",
-                "as_number(Q)",
-                "index_of(S, S)",
-                "(N ?? N)",
-                "square(N)",
-                "ceiling(N)",
-                "exp(N)",
-            ],
-            ('S', _) => &[
-                "(S || S)",
-                "concat(S, Q, S)",
-                "lower(S)",
-                "upper(Q)",
-                "substring(S, N)",
-                "substring(S, N, N)",
-                "substring(Q, 1, 2)",
-                "(S ?? S)",
-                "lower(upper(S))",
-                "(S || (S || S))",
-                "substring((S || S), 1)",
-            ],
-            ('B', _) => &[
-                "(S = S)",
-                "(S < S)",
-                "(N >= N)",
-                "(N != N)",
-                "(B = B)",
-                "(B <= B)",
-                "(Q = S)",
-                "(Q < N)",
-                "(N > Q)",
-                "(Q <> Q)",
-                "(Q >= L)",
-                "(B <= Q)",
-                "(B AND B)",
-                "(B OR B)",
-                "NOT B",
-                "NOT Q",
-                "(Q AND B)",
-                "(Q OR B)",
-                "(Q AND Q)",
-                "(B OR U)",
-                "(U AND B)",
-                "(B OR L)",
-                "is_bool(B)",
-                "is_bool(Q)",
-                "is_number(N)",
-                "is_number(Q)",
-                "is_string(S)",
-                "is_string(Q)",
-                "is_defined(N)",
-                "is_defined(S)",
-                "is_defined(B)",
-                "is_defined(Q)",
-                "is_null(S)",
-                "is_null(Q)",
-                "is_null(L)",
-                "starts_with(S, S)",
-                "ends_with(S, S)",
-                "contains(S, Q)",
-                "(B ?? B)",
-                "(L = L)",
-                "(U = U)",
-                "(S = 'a')",
-                "('lpm' = Q)",
-                "NOT L",
-            ],
-            ('L', _) => &["(L AND B)", "(L OR L)", "(L ?? L)", "null"],
-            ('U', _) => &["(U ?? U)", "undefined"],
-            (_, _) => {
-                &["(Q + N)", "(N - Q)", "(Q * Q)", "(Q / Q)", "(Q ?? N)", "(S ?? Q)", "(Q ?? Q)", "(L ?? Q)"]
-            }
-        });
-        if depth == 0 {
-            return form.to_owned();
+/// The first place of `part` in `of`, by the method of Knuth, Morris and Pratt: neither can be so long that it hangs.
+fn position(of: &[u16], part: &[u16]) -> Option<usize> {
+    let mut borders = vec![0; part.len() + 1];
+    let mut width = 0;
+    for at in 1..part.len() {
+        while width > 0 && part[at] != part[width] {
+            width = borders[width];
         }
-        let mut written = String::new();
-        // Only letters that stand alone are places to fill; names of more letters are kept.
-        for (at, letter) in form.char_indices() {
-            let alone = |other: Option<char>| !other.is_some_and(|other| other.is_alphanumeric());
-            let before = form[..at].chars().next_back();
-            let after = form[at + letter.len_utf8()..].chars().next();
-            if matches!(letter, 'N' | 'S' | 'B' | 'L' | 'U' | 'Q') && alone(before) && alone(after) {
-                let depth = depth - 1 - u32::from(self.pick(&["", "x"]).len() as u32 > 0 && depth > 1);
-                written.push_str(&self.write(letter, depth));
-            } else {
-                written.push(letter);
-            }
+        width += usize::from(part[at] == part[width]);
+        borders[at + 1] = width;
+    }
+    width = 0;
+    for (at, unit) in of.iter().enumerate() {
+        if width == part.len() {
+            return Some(at - width);
         }
-        written
+        while width > 0 && part[width] != *unit {
+            width = borders[width];
+        }
+        width += usize::from(part[width] == *unit);
     }
+    (width == part.len()).then(|| of.len() - width)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn programs_equal_the_plain_walk(choices in proptest::collection::vec(any::<u8>(), 0..80), root in 0..5) {
-        let root = if root == 0 { 'Q' } else { 'B' };
-        let text = Writer { choices: choices.iter() }.write(root, 4);
-        let tree = parse_condition(&text).expect("parses").expect("not empty");
-        let checked = check(&text, &tree).unwrap_or_else(|faults| panic!("{text}: {faults:?}"));
-        let message = Message::new();
-        let mut vocabulary = Vocabulary::default();
-        let program = Program::new(&checked, &mut vocabulary);
-        let mut scratch = Scratch::default();
-        let found = program.evaluate(&vocabulary, &message, &mut scratch);
-        prop_assert_eq!(found, plain_truth(&checked, &message), "{}", text);
-    }
-}
+#[cfg(test)]
+mod tests;

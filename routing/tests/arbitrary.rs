@@ -1,6 +1,9 @@
 //! Whatever the text and the body are: an answer, no panic.
 
-use edgehub_routing::{Condition, MessageView, PropertyName, Route, RouteSpec, RouteTable, Text};
+use edgehub_routing::{
+    Condition, MessageSource, MessageView, Origin, PropertyName, Route, RouteSpec, RouteTable, Text, explain,
+    lint,
+};
 use proptest::prelude::*;
 
 struct Message<'m> {
@@ -83,8 +86,29 @@ fn refuse_or_compile(text: &str) {
     let condition = Condition::compile(text);
     let message = Message { encoding: "utf-8", body: b"{\"a\":[1,\"x\"]}" };
     if let Ok(condition) = condition {
-        condition.evaluate(&message);
+        let explained = condition.explain(&message);
+        assert_eq!(condition.evaluate(&message), condition.walk(&message), "{text}");
+        assert_eq!(condition.evaluate(&message), explained.truth, "{text}");
+        assert!(!explained.to_string().is_empty());
     }
+    for lint in lint([spec]) {
+        let range = lint.in_route.expect("a place in the route");
+        assert!(range.line >= 1 && range.column >= 1, "{text}: {lint}");
+        assert!(lint.render("warning", &Origin::of_route("r"), text).contains('^'));
+        if let Some(suggestion) = &lint.suggestion {
+            let changed = suggestion.apply(text).expect("the same text");
+            let (table, _) = RouteTable::compile([RouteSpec { text: &changed, ..spec }], "edge");
+            assert_eq!(table.len(), 1, "{text}: {changed}");
+        }
+    }
+    for diagnostic in errors.iter().flat_map(|error| &error.diagnostics) {
+        let picture = diagnostic.render(&Origin::of_route("r"), text);
+        assert_eq!(picture.contains('^'), diagnostic.in_route.is_some(), "{picture}");
+        if let Some(suggestion) = &diagnostic.suggestion {
+            assert!(suggestion.apply(text).is_some_and(|changed| changed != text), "{text}");
+        }
+    }
+    explain([spec], "edge", &MessageSource::Device, &message).expect("a device has a path");
 }
 
 proptest! {

@@ -147,3 +147,41 @@ fn configurations_keep_their_good_routes() {
     let missing = config.hub_wide_time_to_live_secs().err().map(|error| error.category);
     assert_eq!(missing, Some(ConfigCategory::TimeToLiveMissing));
 }
+
+#[test]
+fn all_that_is_wrong_with_a_configuration_is_found_at_once() {
+    let document = json!({
+        "schemaVersion": "2",
+        "routes": { "a": { "route": "FROM /* INTO $upstream", "priority": 10 }, "b": "FROM /* INTO $upstream" },
+        "storeAndForwardConfiguration": {},
+    });
+    let (config, errors) = HubConfig::inspect(&document);
+    let categories: Vec<_> = errors.iter().map(|error| error.category).collect();
+    assert_eq!(
+        categories,
+        [ConfigCategory::SchemaVersion, ConfigCategory::TimeToLiveMissing, ConfigCategory::PriorityRange]
+    );
+    assert_eq!(config.routes.len(), 1);
+    assert_eq!(HubConfig::parse(&document).expect_err("refused").category, ConfigCategory::SchemaVersion);
+    let categories: Vec<_> = HubConfig::inspect(&json!({})).1.iter().map(|error| error.category).collect();
+    assert_eq!(
+        categories,
+        [ConfigCategory::SchemaVersion, ConfigCategory::RoutesMissing, ConfigCategory::StoreAndForward]
+    );
+}
+
+#[test]
+fn lints_can_be_errors() {
+    let document = json!({
+        "schemaVersion": "1.1",
+        "routes": { "late": "FROM /* INTO $upstream WHERE a", "up": "FROM /* INTO $upstream" },
+        "storeAndForwardConfiguration": { "timeToLiveSecs": 1 },
+    });
+    let config = HubConfig::parse(&document).expect("accepted");
+    assert_eq!(config.routes.len(), 2);
+    let strict = config.with_lints_as_errors();
+    let names: Vec<_> = strict.routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["up"]);
+    assert_eq!(strict.rejected[0].category, ConfigCategory::RouteLint);
+    assert_eq!(strict.rejected[0].route.as_deref(), Some("late"));
+}

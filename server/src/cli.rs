@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::DemoOptions;
 
@@ -31,6 +31,9 @@ pub enum Command {
     /// Makes certificates
     #[command(subcommand)]
     Certificate(CertificateCommand),
+    /// Checks routes, explains what they do with a message, tests them against vectors; needs no running hub
+    #[command(subcommand)]
+    Route(RouteCommand),
 }
 
 /// Options of `edgehub cloud`.
@@ -142,6 +145,68 @@ pub struct CreateDemoOptions {
     /// DNS name or IP address of the hub (may be repeated)
     #[arg(long = "name", value_name = "NAME", default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned()])]
     pub names: Vec<String>,
+}
+
+/// Subcommands of `edgehub route`.
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Compiles routes and reports their errors and lints; exit code 1 if there is an error
+    Check(RouteCheckOptions),
+    /// Shows what routes do with one message: the value of every part of each condition, and who won
+    Explain(RouteExplainOptions),
+    /// Runs files of routing vectors; exit code 1 if one fails
+    Test(RouteTestOptions),
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Text,
+    /// For programs, with a stable schema.
+    Json,
+}
+
+/// Options of `edgehub route check`.
+#[derive(Args, Debug)]
+pub struct RouteCheckOptions {
+    /// Deployment manifest, desired properties of $edgeHub, JSON object of routes, or text with one route per line; - for standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<String>,
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// Makes lints errors
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// Options of `edgehub route explain`.
+#[derive(Args, Debug)]
+pub struct RouteExplainOptions {
+    /// A route: FROM … or NAME: FROM … (may be repeated)
+    #[arg(long = "route", value_name = "ROUTE", required_unless_present = "file")]
+    pub routes: Vec<String>,
+    /// Takes the routes from a file as `edgehub route check` reads it
+    #[arg(long, value_name = "FILE", conflicts_with = "routes")]
+    pub file: Option<String>,
+    /// JSON file of the message, in the form of the routing vectors; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub message: String,
+    /// Id of the edge device, for the ids of endpoints
+    #[arg(long, value_name = "ID", default_value = "edge")]
+    pub edge_device_id: String,
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+/// Options of `edgehub route test`.
+#[derive(Args, Debug)]
+pub struct RouteTestOptions {
+    /// JSON file of vectors (may be repeated); - for standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<String>,
 }
 
 impl SettingsOptions {

@@ -46,6 +46,14 @@ pub enum Failure {
     /// The stand-in for the cloud hub cannot do what it was asked for.
     #[error("cloud: {0}")]
     Cloud(String),
+    /// A file of the route tools cannot be used.
+    #[error("{path} cannot be read: {reason}")]
+    RouteFile {
+        /// The file, as the command line names it.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// Something that the system refused.
     #[error("{what}: {source}")]
     System {
@@ -57,7 +65,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 1: settings, certificates, manifest or command line must be corrected; 2: a port is not to be had;
+    /// 1: settings, certificates, manifest, routes or command line must be corrected; 2: a port is not to be had;
     /// 3: the system refused something; 4: the store cannot be opened.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
@@ -68,7 +76,8 @@ impl Failure {
             | Self::Identity { .. }
             | Self::NoConfiguration
             | Self::Configuration(_)
-            | Self::Cloud(_) => 1,
+            | Self::Cloud(_)
+            | Self::RouteFile { .. } => 1,
             Self::Listen(_) => 2,
             Self::Store(_) => 4,
             Self::System { .. } => 3,

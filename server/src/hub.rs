@@ -103,7 +103,7 @@ impl RunningHub {
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
         control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
         control.spawn(async move { refresher.run().await });
-        apply(&hub, &prepared.configuration)?;
+        apply(&hub, &prepared.configuration, settings.routing.strict)?;
 
         let threads = ConnectionThreads::start(settings.listen.threads)?;
         let running = Self { hub, store, threads, delivery, stop_timeout: settings.listen.stop_timeout };
@@ -225,8 +225,9 @@ fn open_store(settings: &Settings) -> Result<Store, Failure> {
     Ok(store)
 }
 
-fn apply(hub: &Hub, config: &HubConfig) -> Result<(), Failure> {
-    let applied = hub.apply(config).map_err(|error| Failure::Configuration(error.to_string()))?;
+fn apply(hub: &Hub, config: &HubConfig, strict: bool) -> Result<(), Failure> {
+    let checked = if strict { config.clone().with_lints_as_errors() } else { config.clone() };
+    let applied = hub.apply(&checked).map_err(|error| Failure::Configuration(error.to_string()))?;
     info!(routes = applied.routes.join(", "), "Routes in force");
     for error in &applied.malformed {
         error!("{error}; the other routes run");

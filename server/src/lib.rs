@@ -13,5 +13,6 @@ pub mod log;
 pub mod manifest;
 pub mod metrics;
 pub mod pages;
+pub mod route;
 pub mod run;
 pub mod settings;

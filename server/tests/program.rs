@@ -73,12 +73,16 @@ struct Running {
 
 impl Running {
     fn start(environment: &[(&str, &str)]) -> Self {
+        let manifest =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
+        Self::start_with(manifest, environment)
+    }
+
+    fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = program();
         command.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
         command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
         command.envs(environment.iter().copied()).env("usePersistentStorage", "false");
-        let manifest =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
         command.args(["run", "--manifest", manifest]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
@@ -184,4 +188,21 @@ fn renewed_certificate_files_are_put_in_force_by_a_signal() {
     assert!(running.ask("GET /healthz").starts_with("HTTP/1.1 200 "));
     running.signal("-TERM");
     assert!(running.child.wait().unwrap().success());
+}
+
+#[test]
+fn lints_are_logged_and_refuse_a_route_only_in_strict_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("manifest.json");
+    let text = r#"{"modulesContent": {"$edgeAgent": {"properties.desired": {}}, "$edgeHub": {"properties.desired": {
+        "schemaVersion": "1.1", "storeAndForwardConfiguration": {"timeToLiveSecs": 60},
+        "routes": {"late": "FROM /messages/* INTO $upstream WHERE a = 'x'", "up": "FROM /messages INTO $upstream"}}}}}"#;
+    std::fs::write(&manifest, text).unwrap();
+    let manifest = manifest.to_str().unwrap();
+    let mut running = Running::start_with(manifest, &[]);
+    running.until("A route may not mean what it says: trailing-text at line 1 column 33");
+    running.until("Routes in force routes=late, up");
+    let mut strict = Running::start_with(manifest, &[("EDGEHUB_ROUTING__STRICT", "true")]);
+    strict.until("Routes in force routes=up");
+    strict.until("route-lint in route \"late\": trailing-text at line 1 column 33");
 }

@@ -55,6 +55,7 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!((settings.upstream.amqp_port, settings.upstream.https_port), (5671, 443));
     assert_eq!(settings.upstream.batch_max, 10);
     assert_eq!(settings.delivery.module_window, 16);
+    assert!(!settings.routing.strict);
     assert_eq!(settings.delivery.ack_timeout, Duration::from_secs(30));
     assert_eq!(settings.metrics.message_size_window, Duration::from_secs(3600));
     assert_eq!(settings.log_level, LogLevel::Info);

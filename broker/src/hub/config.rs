@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use edgehub_routing::{ConfigError, HubConfig, OwnedRouteSpec, RouteError, RouteTable, Sink};
+use edgehub_routing::{ConfigError, HubConfig, Lint, OwnedRouteSpec, RouteError, RouteTable, Sink, lint};
 
 use super::{Hub, Pumps};
 use crate::dispatch::Routing;
 use crate::identity::Identity;
+
+/// Lints of one configuration that are logged one by one.
+const LINTS_LOGGED_MAX: usize = 50;
 
 /// Why a configuration is not in force; the one before stays.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,17 @@ pub struct Applied {
     pub rejected: Vec<RouteError>,
     /// Bad routes whose last good version stays in force.
     pub kept: Vec<String>,
+    /// What compiles but is hardly meant, in the routes of the document.
+    pub lints: Vec<Lint>,
+}
+
+fn log_lints(lints: &[Lint]) {
+    for lint in lints.iter().take(LINTS_LOGGED_MAX) {
+        tracing::warn!(route = lint.route, "A route may not mean what it says: {lint}");
+    }
+    if let Some(more) = lints.len().checked_sub(LINTS_LOGGED_MAX).filter(|more| *more > 0) {
+        tracing::warn!(more, "Further routes may not mean what they say; edgehub route check lists them");
+    }
 }
 
 impl Applied {
@@ -76,6 +90,9 @@ impl Hub {
         self.serve(&mut pumps, &routing);
         self.inner.dispatch.apply(routing);
         pumps.good_routes = in_force;
+        drop(pumps);
+        applied.lints = lint(config.routes.iter().map(OwnedRouteSpec::as_spec));
+        log_lints(&applied.lints);
         Ok(applied)
     }
 

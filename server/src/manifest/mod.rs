@@ -6,7 +6,7 @@
 
 mod scan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -111,6 +111,11 @@ pub enum ManifestError {
         /// At least one.
         problems: Vec<Problem>,
     },
+}
+
+/// Where the members of a JSON text stand, by their paths (`a/b/c`); also of a text with faults.
+pub fn member_positions(text: &str) -> HashMap<String, Position> {
+    scan(text).members
 }
 
 fn join(problems: &[Problem]) -> String {

@@ -3,7 +3,7 @@
 //! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
 //! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
 //! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
-//! `listen.*`, `upstream.*`, `store.*` and `delivery.*` in the file, `EDGEHUB_LISTEN__…` in the environment.
+//! `listen.*`, `upstream.*`, `store.*`, `delivery.*` and `routing.*` in the file, `EDGEHUB_LISTEN__…` in the environment.
 //!
 //! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
 //! holds much that is none of our business, only variables that begin with a prefix or a section of ours or
@@ -51,6 +51,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Delivery to modules.
     pub delivery: DeliverySettings,
+    /// Routes.
+    pub routing: RoutingSettings,
     /// Authentication of clients.
     pub scope: ScopeSettings,
     /// The metrics page.
@@ -160,6 +162,13 @@ pub struct DeliverySettings {
     pub module_window: u16,
 }
 
+/// Routes.
+#[derive(Clone, Copy, Debug)]
+pub struct RoutingSettings {
+    /// Whether lints are errors.
+    pub strict: bool,
+}
+
 /// Authentication of clients.
 #[derive(Clone, Debug)]
 pub struct ScopeSettings {
@@ -236,6 +245,7 @@ impl Settings {
                 ack_timeout: values.seconds("MessageAckTimeoutSecs", 1)?,
                 module_window: values.integer("delivery:module_window", 1..=10_000)?,
             },
+            routing: RoutingSettings { strict: values.flag("routing:strict")? },
             scope: ScopeSettings::read(values)?,
             metrics: MetricsSettings {
                 enabled: values.flag("metrics:listener:MetricsEnabled")?,

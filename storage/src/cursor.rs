@@ -147,6 +147,11 @@ impl Cursor {
         from >= to || self.beyond >= to - from && self.settled_within(from, to) == to - from
     }
 
+    /// How many entries below `to` are not settled.
+    pub(crate) fn open_below(&self, to: u64) -> u64 {
+        to.saturating_sub(self.prefix) - self.settled_within(self.prefix, to)
+    }
+
     /// How many entries of `from..to`, which lies beyond the prefix, are settled.
     fn settled_within(&self, from: u64, to: u64) -> u64 {
         if self.beyond == 0 || from >= to {
@@ -250,6 +255,8 @@ mod tests {
                 prop_assert_eq!(cursor.end(), settled.last().map_or(0, |last| last + 1).max(prefix));
                 let open = (offset..).find(|at| !settled.contains(at)).expect("the set is finite");
                 prop_assert_eq!(cursor.next_open(offset), open);
+                let open_below = (0..offset).filter(|at| !settled.contains(at)).count() as u64;
+                prop_assert_eq!(cursor.open_below(offset), open_below);
                 let all = (offset..offset + run).all(|at| settled.contains(&at));
                 prop_assert_eq!(cursor.is_settled(offset, offset + run), all);
                 if step % 7 == 0 {

@@ -336,6 +336,11 @@ impl Queue {
         purged
     }
 
+    /// How many entries wait below `upto`: what [`purge`](Self::purge) would drop.
+    pub fn queued_below(&self, upto: Offset) -> u64 {
+        self.shared.with(|state| state.cursor.open_below(upto.get().min(state.tail)))
+    }
+
     /// Entries from `from` on, in order, up to `limit`, as [`read`](Self::read) does, but without changing anything:
     /// expired entries that nobody has settled yet are shown like others, and the settle window does not matter. For
     /// tools; always reads the engine.

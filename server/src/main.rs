@@ -24,6 +24,9 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Run(options)) => edgehub::run::run(&options)?,
         Some(Command::Cloud(options)) => edgehub::cloud::execute(&options)?,
         Some(Command::Demo(options)) => return Ok(edgehub::demo::run(&options)),
+        Some(Command::Ledger(options)) => return edgehub::admin::command::ledger(&options),
+        Some(Command::Queues(command)) => return edgehub::admin::command::queues(&command),
+        Some(Command::Dlq(command)) => return edgehub::admin::command::dead_letters(&command),
         Some(Command::Certificate(CertificateCommand::CreateDemo(options))) => create_demo(&options)?,
     }
     Ok(ExitCode::SUCCESS)

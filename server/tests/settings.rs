@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use edgehub::settings::{
-    Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind, TlsVersions, known,
+    AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
+    TlsVersions, known,
 };
 
 const IDENTITY: (&str, &str) = (
@@ -285,4 +286,20 @@ fn every_known_setting_is_accepted_from_the_environment() {
         };
         assert!(!notices.iter().any(|notice| matches!(notice, Notice::Unknown { .. })), "{name}");
     }
+}
+
+#[test]
+fn the_admin_socket_is_found_without_the_rest_of_the_settings() {
+    let found = |environment: &[(&str, &str)]| {
+        let environment = environment.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+        AdminSocket::load(Sources { environment, ..Sources::default() }).unwrap()
+    };
+    let folder = found(&[("StorageFolder", "/var/lib/edgehub")]);
+    assert_eq!(folder, AdminSocket::Default("/var/lib/edgehub/edgeHub/admin.sock".into()));
+    let given = found(&[("StorageFolder", "/var/lib/edgehub"), ("EDGEHUB_ADMIN__SOCKET", "/run/edgehub/s")]);
+    assert_eq!(given, AdminSocket::Given("/run/edgehub/s".into()));
+    assert_eq!(found(&[("EDGEHUB_ADMIN__SOCKET", "off")]), AdminSocket::Off);
+    // The hub itself reads the same.
+    let (settings, _) = with_environment(&[("StorageFolder", "/var/lib/edgehub")]);
+    assert_eq!(settings.admin, folder);
 }

@@ -216,6 +216,7 @@ const KNOWN: &[KnownSetting] = &[
     own("store:durability"),
     own("store:interval_millis"),
     own("delivery:module_window"),
+    own("admin:socket"),
 ];
 
 #[cfg(test)]

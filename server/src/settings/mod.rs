@@ -3,13 +3,15 @@
 //! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
 //! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
 //! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
-//! `listen.*`, `upstream.*`, `store.*` and `delivery.*` in the file, `EDGEHUB_LISTEN__…` in the environment.
+//! `listen.*`, `upstream.*`, `store.*`, `delivery.*` and `admin.*` in the file, `EDGEHUB_LISTEN__…` in the
+//! environment.
 //!
 //! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
 //! holds much that is none of our business, only variables that begin with a prefix or a section of ours or
 //! of the reference's, and variables that differ from a known name by one or two characters. An unknown name
 //! after `--set` is an error.
 
+mod admin;
 mod catalog;
 mod identity;
 mod layers;
@@ -20,6 +22,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use admin::AdminSocket;
 pub use catalog::{Effect, KnownSetting, known, setting_id};
 pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
@@ -55,6 +58,8 @@ pub struct Settings {
     pub scope: ScopeSettings,
     /// The metrics page.
     pub metrics: MetricsSettings,
+    /// The operator's socket.
+    pub admin: AdminSocket,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
 }
@@ -195,14 +200,7 @@ impl Settings {
     /// # Errors
     /// The first setting that cannot be used, with its name, origin and the value expected.
     pub fn load(sources: Sources<'_>) -> Result<(Self, Vec<Notice>), SettingsError> {
-        let mut layers = Layers::with_defaults()?;
-        if let Some(path) = sources.file {
-            layers.add_file(path)?;
-        }
-        layers.add_environment(sources.environment);
-        for (flag, name, text) in &sources.flags {
-            layers.add_flag(flag, name, text)?;
-        }
+        let layers = Layers::load(sources)?;
         let mut values = Values::new(&layers);
         let settings = Self::read(&mut values)?;
         let read_notices = values.notices;
@@ -241,6 +239,7 @@ impl Settings {
                 enabled: values.flag("metrics:listener:MetricsEnabled")?,
                 message_size_window: values.span("MetricsHistogramMaxAge")?.max(Duration::from_secs(5)),
             },
+            admin: AdminSocket::read(values),
             log_level: values.choice("RuntimeLogLevel", LogLevel::Info, "info", LogLevel::parse),
             hub,
         })
@@ -318,10 +317,8 @@ impl StoreSettings {
             }
         })?;
         let kind = if values.flag("usePersistentStorage")? {
-            let parent = values.text("StorageFolder").map(PathBuf::from);
-            let temporary = parent.is_none();
-            let folder = parent.unwrap_or_else(std::env::temp_dir).join("edgeHub");
-            if temporary {
+            let folder = hub_folder(values);
+            if values.text("StorageFolder").is_none() {
                 values.notices.push(Notice::TemporaryStore(folder.clone()));
             }
             StoreKind::Persistent { folder, durability }
@@ -330,6 +327,11 @@ impl StoreSettings {
         };
         Ok(Self { kind })
     }
+}
+
+/// The folder of everything that the hub keeps.
+fn hub_folder(values: &Values<'_>) -> PathBuf {
+    values.text("StorageFolder").map_or_else(std::env::temp_dir, PathBuf::from).join("edgeHub")
 }
 
 impl ScopeSettings {

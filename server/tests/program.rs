@@ -28,6 +28,11 @@ fn failures_are_one_line_and_have_their_code() {
         1,
         "edgehub: nothing says who the hub is; set IotHubConnectionString",
     );
+    failed(
+        &program().args(["queues", "purge"]).output().unwrap(),
+        1,
+        "edgehub: the following required arguments were not provided: <NAME>; see edgehub --help",
+    );
     failed(&program().arg("--nonsense").output().unwrap(), 1, "edgehub: unexpected argument '--nonsense'");
     let no_certificate = program().arg("run").env("IotHubConnectionString", IDENTITY).output().unwrap();
     failed(&no_certificate, 1, "edgehub: setting EdgeHubDevServerCertificateFile is missing");

@@ -154,7 +154,7 @@ pub fn purged(answer: &PurgeAnswer) -> String {
     if answer.applied {
         format!("Dropped {what}; the ledger counts them as purged.\n")
     } else {
-        format!("Would drop {what}.\n{NOT_APPLIED}")
+        format!("Would drop {what}.\nNothing was changed; --before {} --apply drops them.\n", answer.before)
     }
 }
 

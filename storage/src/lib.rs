@@ -6,7 +6,8 @@
 //!
 //! ```
 //! use edgehub_storage::{
-//!     AppendRequest, Offset, Outcome, ReadLimit, Record, Settlement, Store, StoreOptions, Target, Ttl,
+//!     AppendRequest, Offset, Outcome, Overflow, ReadLimit, Record, Settlement, Store, StoreOptions, Target,
+//!     Ttl,
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -14,7 +15,7 @@
 //! let store = Store::open(StoreOptions::memory())?; // or StoreOptions::disk("/var/lib/edgehub")
 //! let queue = store.queue("iothub_Pri0")?;
 //!
-//! let target = Target { queue: queue.id(), ttl: Ttl::Millis(60_000) };
+//! let target = Target { queue: queue.id(), ttl: Ttl::Millis(60_000), overflow: Overflow::RejectNew };
 //! let record = Record { bytes: "21.5 °C".into(), targets: [target].into_iter().collect() };
 //! let commit = store.submit(AppendRequest { records: vec![record], unrouted: 0 }).await?;
 //! commit.await?; // durable: acknowledge the publisher
@@ -86,15 +87,20 @@ mod engine;
 mod error;
 mod hot;
 mod intake;
+mod keeper;
 mod keyed;
 mod ledger;
+mod letters;
 mod options;
 mod queue;
 mod reader;
 mod record;
 mod recovery;
 mod registry;
+mod released;
 mod rows;
+mod space;
+mod state;
 mod store;
 mod writer;
 
@@ -104,10 +110,15 @@ mod tests;
 pub use clock::StoreTime;
 pub use cursor::SETTLE_WINDOW_MAX;
 pub use error::{OpenError, StoreError};
+pub use keeper::EXPIRY_LAG_MAX_MS;
 pub use keyed::{KEY_MAX_BYTES, KeyedChange, KeyedState, Table};
 pub use ledger::{DropReason, HubLedger, Ledger, Outcome, Settlement};
-pub use options::{Backend, Durability, INTERVAL_MAX_MS, StoreOptions};
+pub use letters::{DeadLetter, DeadLetterReason, DeadLetters, LETTERS_PER_CALL_MAX};
+pub use options::{Backend, Durability, INTERVAL_MAX_MS, StoreLimits, StoreOptions};
 pub use queue::{QUEUE_NAME_MAX_BYTES, Queue};
-pub use record::{AppendRequest, Batch, BatchEnd, Entry, Offset, QueueId, ReadLimit, Record, Target, Ttl};
+pub use record::{
+    AppendRequest, Batch, BatchEnd, Entry, Offset, Overflow, QueueId, ReadLimit, Record, Target, Ttl,
+};
 pub use registry::QUEUES_MAX;
+pub use space::{Space, SpaceReason, SpaceState};
 pub use store::{Commit, REQUEST_MAX_BYTES, Store, StoreSizes};

@@ -17,8 +17,10 @@ fn store_on(engine: &Arc<Engine>, durability: Durability) -> Store {
 }
 
 fn request(queues: &[&Queue], records: usize, text: &str) -> AppendRequest {
-    let targets: SmallVec<[Target; 2]> =
-        queues.iter().map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite }).collect();
+    let targets: SmallVec<[Target; 2]> = queues
+        .iter()
+        .map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite, overflow: Overflow::RejectNew })
+        .collect();
     let record = Record { bytes: Bytes::copy_from_slice(text.as_bytes()), targets };
     AppendRequest { records: vec![record; records], unrouted: 1 }
 }
@@ -40,7 +42,7 @@ fn rows(engine: &Engine, family: Family) -> usize {
 }
 
 fn engines(folder: &tempfile::TempDir) -> [Arc<Engine>; 2] {
-    let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20 };
+    let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20, capacity_bytes: u64::MAX };
     let disk = DiskEngine::open(&folder.path().join("db"), budget).unwrap();
     [Arc::new(Engine::disk(disk)), Arc::new(Engine::memory())]
 }

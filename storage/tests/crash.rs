@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use edgehub_storage::{
-    AppendRequest, BatchEnd, Durability, Offset, Outcome, Queue, ReadLimit, Record, Settlement, Store,
-    StoreOptions, Target, Ttl,
+    AppendRequest, BatchEnd, Durability, Offset, Outcome, Overflow, Queue, ReadLimit, Record, Settlement,
+    Store, StoreOptions, Target, Ttl,
 };
 
 const FOLDER: &str = "EDGEHUB_STORAGE_CRASH_FOLDER";
@@ -73,7 +73,11 @@ async fn publish(store: Store, round: u64, task: u64) {
             let mut bytes = [round, task, number].map(u64::to_le_bytes).concat();
             bytes.resize(24 + rng.usize(0..400), 0);
             let pick = *rng.choice(&[&[0_usize][..], &[1], &[0, 1]]).unwrap();
-            let target = |index: &usize| Target { queue: queues[*index].id(), ttl: Ttl::Infinite };
+            let target = |index: &usize| Target {
+                queue: queues[*index].id(),
+                ttl: Ttl::Infinite,
+                overflow: Overflow::RejectNew,
+            };
             request.records.push(Record { bytes: bytes.into(), targets: pick.iter().map(target).collect() });
             acknowledged.extend(pick.iter().map(|index| format!("A {index} {round} {task} {number}")));
             number += 1;

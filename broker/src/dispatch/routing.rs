@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use edgehub_routing::{DEFAULT_PRIORITY, Endpoint, RouteTable};
-use edgehub_storage::{Queue, Store, StoreError, Target, Ttl};
+use edgehub_storage::{Overflow, Queue, Store, StoreError, Target, Ttl};
 
 /// An immutable snapshot: compiled routes, the queue of every endpoint and priority, the hub-wide time to live.
 pub struct Routing {
@@ -88,7 +88,7 @@ impl Routing {
             0 => self.time_to_live,
             secs => Ttl::Millis(u64::from(secs) * 1_000),
         };
-        Target { queue, ttl }
+        Target { queue, ttl, overflow: Overflow::RejectNew }
     }
 }
 

@@ -1,0 +1,191 @@
+//! Owns the keeper thread: it settles what expired while nobody reads, measures the room, and gives room back.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::clock::StoreTime;
+use crate::engine::{Engine, EngineError, Family, Visit};
+use crate::ledger::Outcome;
+use crate::queue::QueueShared;
+use crate::registry::Registry;
+use crate::released::Released;
+use crate::rows::{self, ReferenceHead};
+use crate::space::{Gauge, SpaceState};
+
+/// An expired entry is settled and counted at most this long after its time, also when nobody reads its queue; in
+/// milliseconds. Holds while what is swept at once fits into [`SWEEP_ENTRIES_MAX`] per sweep.
+pub const EXPIRY_LAG_MAX_MS: u64 = 10_000;
+/// How often expired entries are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// Entries that one sweep looks at, over all queues, in stretches of which only a part has expired.
+const SWEEP_ENTRIES_MAX: u64 = 1_000_000;
+/// How often the room is measured while appends are refused or little is free, ..
+const MEASURE_SHORT: Duration = Duration::from_millis(250);
+/// .. and otherwise.
+const MEASURE_LONG: Duration = Duration::from_secs(5);
+/// The engine is compacted at most this often.
+const COMPACT_EVERY: Duration = Duration::from_millis(250);
+/// Room is given back when less than this part of what the store may take up is left ..
+const SHORT_PART: u64 = 8;
+/// .. and this part of it was written since, or something was released.
+const COMPACT_PART: u64 = 64;
+
+pub(crate) struct Keeper {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) released: Arc<Released>,
+}
+
+/// What the keeper did last.
+struct Last {
+    sweep: Instant,
+    measure: Instant,
+    compact: Instant,
+    /// What was written when the engine was compacted.
+    compact_written: u64,
+}
+
+impl Keeper {
+    /// Keeps the store until it closes.
+    pub(crate) fn run(self) {
+        let now = Instant::now();
+        let mut last = Last { sweep: now, measure: now, compact: now, compact_written: 0 };
+        let mut short = self.keep_room(&mut last);
+        loop {
+            let measure_every = if short { MEASURE_SHORT } else { MEASURE_LONG };
+            let (sweep_at, measure_at) = (last.sweep + SWEEP_EVERY, last.measure + measure_every);
+            let call = self.gauge.await_call(sweep_at.min(measure_at));
+            if call.closing {
+                return;
+            }
+            let now = Instant::now();
+            if call.measure || now >= measure_at {
+                last.measure = now;
+                short = self.keep_room(&mut last);
+            }
+            if now >= sweep_at {
+                last.sweep = now;
+                self.sweep();
+            }
+        }
+    }
+
+    /// Measures; gives room back and restores the reserve as is due. True while room is short.
+    fn keep_room(&self, last: &mut Last) -> bool {
+        if self.engine.used_bytes().is_some() {
+            return false;
+        }
+        self.measure();
+        let capacity_bytes = self.gauge.capacity_bytes();
+        let full = self.gauge.space().state != SpaceState::Open;
+        let short = full || self.gauge.room().0 < capacity_bytes / SHORT_PART;
+        if short && last.compact.elapsed() >= COMPACT_EVERY {
+            let written = self.gauge.written();
+            let ranges = self.released.take();
+            if !ranges.is_empty() || written - last.compact_written >= capacity_bytes / COMPACT_PART {
+                last.compact_written = written;
+                self.engine.compact(&ranges);
+                self.measure();
+            }
+            last.compact = Instant::now();
+        }
+        self.keep_reserve();
+        short
+    }
+
+    fn measure(&self) {
+        let written = self.gauge.written();
+        match self.engine.measure() {
+            Ok(measured) => self.gauge.set_measured(measured, written),
+            Err(error) => tracing::warn!(%error, "the room of the store could not be measured"),
+        }
+    }
+
+    /// Takes the reserve when there is room for it twice, and fits it to the limit.
+    fn keep_reserve(&self) {
+        let wanted_bytes = self.gauge.reserve_bytes();
+        if self.engine.reserve_bytes() == wanted_bytes {
+            self.gauge.set_reserve_missing(false);
+            return;
+        }
+        let free_bytes = self.gauge.space().free_bytes.unwrap_or(0);
+        let disk_full = self.gauge.is_disk_full();
+        if disk_full || free_bytes < wanted_bytes.saturating_mul(2) {
+            self.gauge.set_reserve_missing(true);
+            return;
+        }
+        let taken = self.engine.set_reserve(wanted_bytes);
+        self.gauge.set_reserve_missing(taken.is_err());
+        match taken {
+            Ok(()) => self.measure(),
+            Err(error) => tracing::warn!(%error, "the reserve of the store could not be taken"),
+        }
+    }
+
+    /// Settles what has expired: whole stretches by their last expiry, and entries of others by looking.
+    fn sweep(&self) {
+        let mut left = SWEEP_ENTRIES_MAX;
+        for shared in self.registry.all() {
+            let now = shared.now();
+            let (mut expired, mut expiring) = (0, Vec::new());
+            shared.settle_with(|state| {
+                expired = state.expire_stretches(now);
+                expiring = state.expiring(now);
+                expired > 0 || state.find_settled_beyond()
+            });
+            for range in expiring {
+                let entries = range.end - range.start;
+                if entries > left {
+                    return;
+                }
+                left -= entries;
+                match self.sweep_stretch(&shared, range, now) {
+                    Ok(settled) => expired += settled,
+                    // Who reads the queue meets the same error, and answers it.
+                    Err(error) => {
+                        tracing::debug!(?error, queue = %shared.name, "a stretch could not be swept")
+                    }
+                }
+            }
+            if expired > 0 {
+                tracing::debug!(queue = %shared.name, entries = expired, "entries expired");
+            }
+        }
+    }
+
+    fn sweep_stretch(
+        &self,
+        shared: &Arc<QueueShared>,
+        range: Range<u64>,
+        now: StoreTime,
+    ) -> Result<u64, EngineError> {
+        let (mut over, mut first_expiry) = (Vec::new(), None::<StoreTime>);
+        let (from, to) =
+            (rows::reference_key(shared.id, range.start), rows::reference_key(shared.id, range.end));
+        self.engine.scan(Family::Reference, &from, Some(&to), &mut |key, value| {
+            let head = ReferenceHead::decode(value.head());
+            if let (Some(offset), Some((head, _))) = (rows::reference_offset(key), head) {
+                match head.ttl.expires_at(head.accepted_at) {
+                    Some(end) if now >= end => over.push(offset),
+                    Some(end) => first_expiry = Some(first_expiry.map_or(end, |first| first.min(end))),
+                    None => {}
+                }
+            }
+            Visit::Next
+        })?;
+        let mut expired = 0;
+        shared.settle_with(|state| {
+            let runs = over.chunk_by(|one, next| one + 1 == *next);
+            for run in runs {
+                if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                    expired += state.settle_range(*first, last + 1, Outcome::Expired);
+                }
+            }
+            state.set_first_expiry(&range, first_expiry);
+            expired > 0
+        });
+        Ok(expired)
+    }
+}

@@ -15,6 +15,8 @@ TO_RECEIVER = {
 }
 UP = {"up": "FROM /messages/* WHERE NOT is_defined(level) INTO $upstream"}
 ROUTES = {**TO_RECEIVER, **UP}
+# The stand-in for the cloud takes this property of the application for the name of an output, and refuses a blank one.
+REFUSED_ABOVE = "iothub-outputname=%20"
 # A second hub opens no port of the first.
 ELSEWHERE = {
     "EDGEHUB_LISTEN__METRICS_ADDRESS": "127.0.0.1",
@@ -123,6 +125,45 @@ def test_a_queue_without_a_route_is_visible_and_delivered_when_the_route_returns
     arrivals.assert_complete(range(20))
     arrivals.assert_ordered()
     assert_balanced(site)
+
+
+def test_dead_letters_are_seen_put_back_and_dropped(make_site):
+    site = make_site(ROUTES)
+    publish(site, site.leaf, REFUSED_ABOVE, [b"planted secret 2", b"planted secret 3"])
+    publish(site, site.leaf, "marker=good", [b"good"])
+    site.cloud.wait_telemetry("good", lambda record: record["properties"].get("marker") == "good")
+
+    def letters(*arguments):
+        return site.ask("dlq", "list", *arguments)["dead_letters"]
+
+    wait.until("both are dead letters", lambda: len(letters()) == 2)
+    first, second = letters("--queue", "iothub")
+    assert (first["queue"], first["reason"], first["offset"]) == ("iothub", "rejected_by_receiver", 0)
+    assert (first["message"]["sender"], letters("--queue", INPUT)) == (site.leaf.device, [])
+    ids = [first["id"], second["id"]]
+    for text in (site.operate("dlq", "list"), site.operate("dlq", "show", str(ids[0])), json.dumps(first)):
+        assert "planted secret" not in text, text
+    assert "planted secret 2" in site.operate("dlq", "show", str(ids[0]), "--bodies")
+    assert "no dead letter 99" in site.operate("dlq", "show", "99", code=1)
+
+    before = assert_balanced(site)
+    for verb in (["dlq", "redrive", "--all"], ["dlq", "drop", "--all"], ["queues", "redrive", "iothub"]):
+        assert "--apply" in site.operate(*verb), verb
+        answer = site.ask(*verb)
+        assert (answer["applied"], answer["queues"]) == (False, {"iothub": 2}), verb
+    assert site.ask("ledger") == before
+
+    # Refused once more, it comes back as another dead letter.
+    assert site.ask("dlq", "redrive", str(ids[0]), "--apply")["queues"] == {"iothub": 1}
+    wait.until("it is refused again", lambda: [letter["id"] for letter in letters()] == [ids[1], ids[1] + 1])
+    account = assert_balanced(site)
+    assert (account["dead_letters"]["delivered"], account["total"]["accepted"]) == (1, before["total"]["accepted"] + 1)
+    answer = site.ask("dlq", "drop", str(ids[1]), "99", "--apply")
+    assert (answer["queues"], answer["missing"]) == ({"iothub": 1}, [99])
+    assert "Dropped 1 dead letter of iothub" in site.operate("dlq", "drop", "--queue", "iothub", "--apply")
+    assert "There are no dead letters" in site.operate("dlq", "list")
+    dropped = assert_balanced(site)["dead_letters"]
+    assert (dropped["dropped"], dropped["queued"]) == ({"purged": 2}, 0)
 
 
 def admin_socket(site):

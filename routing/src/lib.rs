@@ -84,7 +84,9 @@ mod value;
 mod walker;
 
 pub use condition::Condition;
-pub use config::{ConfigCategory, ConfigError, HubConfig, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion};
+pub use config::{
+    ConfigCategory, ConfigError, HubConfig, OverflowPolicy, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion,
+};
 pub use diagnostic::{Category, Diagnostic, Stage, TextRange};
 pub use evaluate::Truth;
 pub use message::{MessageView, PropertyName, SystemProperty, Text, fold_name};

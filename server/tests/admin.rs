@@ -19,10 +19,11 @@ use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Origin, Properties, PropertyName, Sender, SystemProperty};
-use edgehub_routing::HubConfig;
+use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::clock::ManualTimeSource;
 use edgehub_storage::{
-    AppendRequest, DeadLetterReason, Offset, Overflow, Queue, Record, Store, StoreOptions, Target, Ttl,
+    AppendRequest, DeadLetterReason, Offset, Overflow, Queue, Record, Store, StoreLimits, StoreOptions,
+    Target, Ttl,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -54,8 +55,10 @@ async fn setup() -> Setup {
     let options = HubOptions {
         edge_device: Identity::device("edge1").unwrap(),
         clients_max: 4,
-        module_pump: ModulePumpOptions { window: 1, ack_timeout: Duration::from_secs(30) },
+        module_pump: ModulePumpOptions::default(),
         upstream: None,
+        overflow: OverflowPolicy::RejectNew,
+        limits: StoreLimits::default(),
     };
     let hub = Hub::start(options, store.clone(), Arc::new(Trusting), tokio::runtime::Handle::current());
     let route = r#"FROM /messages/* INTO BrokeredEndpoint("/modules/filter/inputs/in1")"#;

@@ -274,15 +274,16 @@ impl Queue {
     /// again; [`Store::flush`](crate::Store::flush) waits until it is.
     ///
     /// An entry is settled once: later settlements of it, and settlements of offsets that were never handed
-    /// out, change nothing.
-    pub fn settle(&self, settlements: &[Settlement]) {
+    /// out, change nothing. Returns how many entries were settled by this call.
+    pub fn settle(&self, settlements: &[Settlement]) -> usize {
+        let mut settled = 0;
         self.shared.settle_with(|state| {
-            let mut changed = false;
             for settlement in settlements {
-                changed |= state.settle(settlement.offset.get(), settlement.outcome);
+                settled += usize::from(state.settle(settlement.offset.get(), settlement.outcome));
             }
-            changed
+            settled > 0
         });
+        settled
     }
 
     /// Moves an entry to the dead letters, after so many attempts to deliver it. Does not wait, like

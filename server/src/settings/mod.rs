@@ -29,8 +29,13 @@ pub use layers::Origin;
 pub use report::{Notice, SettingsError};
 pub use value::{Durability, ListenAddress, ListenHost, LogLevel, TlsVersions};
 
+use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
+use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
+
+/// Largest bound of the store that can be set: 1 PiB.
+const SPACE_BYTES_MAX: u64 = 1 << 50;
 
 /// Most connection threads.
 const THREADS_MAX: usize = 256;
@@ -52,7 +57,7 @@ pub struct Settings {
     pub upstream: UpstreamSettings,
     /// Where messages are kept.
     pub store: StoreSettings,
-    /// Delivery to modules.
+    /// Delivery to modules and the upstream.
     pub delivery: DeliverySettings,
     /// Authentication of clients.
     pub scope: ScopeSettings,
@@ -140,6 +145,12 @@ pub struct UpstreamSettings {
 pub struct StoreSettings {
     /// Kind of store.
     pub kind: StoreKind,
+    /// What becomes of messages that find it full, where their route does not say.
+    pub overflow: OverflowPolicy,
+    /// What stays free in its file system, in bytes; of a small one, less.
+    pub free_floor_bytes: u64,
+    /// What the dead letters may take up, in bytes; 0 keeps none.
+    pub dead_letters_max_bytes: u64,
 }
 
 /// Kind of store.
@@ -156,13 +167,15 @@ pub enum StoreKind {
     },
 }
 
-/// Delivery to modules.
+/// Delivery to modules and the upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverySettings {
     /// Wait for a module's acknowledgement.
     pub ack_timeout: Duration,
     /// Messages of one consumer that are not yet acknowledged, at most.
     pub module_window: u16,
+    /// The part of the messages that less urgent priorities are guaranteed, in percent.
+    pub lower_share_percent: u8,
 }
 
 /// Authentication of clients.
@@ -172,6 +185,8 @@ pub struct ScopeSettings {
     pub refresh_interval: Duration,
     /// Least pause between refreshes of one identity.
     pub refresh_delay: Duration,
+    /// Messages of senders that left the scope go to the dead letters (`TrackDeviceState`).
+    pub tracks_senders: bool,
 }
 
 /// The metrics page.
@@ -233,6 +248,8 @@ impl Settings {
             delivery: DeliverySettings {
                 ack_timeout: values.seconds("MessageAckTimeoutSecs", 1)?,
                 module_window: values.integer("delivery:module_window", 1..=10_000)?,
+                lower_share_percent: values
+                    .integer("delivery:lower_priority_share_percent", 0..=LOWER_SHARE_PERCENT_MAX)?,
             },
             scope: ScopeSettings::read(values)?,
             metrics: MetricsSettings {
@@ -325,7 +342,16 @@ impl StoreSettings {
         } else {
             StoreKind::Memory
         };
-        Ok(Self { kind })
+        Ok(Self {
+            kind,
+            overflow: values.required(
+                "store:overflow",
+                "reject-new, drop-oldest or dead-letter",
+                OverflowPolicy::parse,
+            )?,
+            free_floor_bytes: values.integer("store:free_floor_bytes", 0..=SPACE_BYTES_MAX)?,
+            dead_letters_max_bytes: values.integer("store:dead_letters_max_bytes", 0..=SPACE_BYTES_MAX)?,
+        })
     }
 }
 
@@ -339,6 +365,7 @@ impl ScopeSettings {
         Ok(Self {
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
+            tracks_senders: values.flag("TrackDeviceState")?,
         })
     }
 }

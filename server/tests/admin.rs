@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgehub::admin::IDS_MAX;
 use edgehub::admin::client::{AdminClient, AdminError};
 use edgehub::admin::request::{Letters, Page, Purge, Request, Select};
 use edgehub::admin::server;
@@ -231,7 +232,7 @@ async fn looking_does_not_expire_and_purging_counts() {
 /// Appends messages to a queue and moves them to the dead letters.
 async fn dead_letters(hub: &Setup, queue: &str, numbers: std::ops::Range<u128>) {
     let queue = hub.append(queue, numbers.map(|number| message(number, b"x").to_record())).await;
-    let limit = edgehub_storage::ReadLimit { count: 100, bytes: usize::MAX };
+    let limit = edgehub_storage::ReadLimit { count: 2 * IDS_MAX, bytes: usize::MAX };
     for entry in queue.peek(Offset::ZERO, limit).await.unwrap().entries {
         assert!(queue.dead_letter(&entry, DeadLetterReason::Conversion, 3));
     }
@@ -278,21 +279,22 @@ async fn dead_letters_are_put_back_or_dropped_and_counted() {
     dead_letters(&hub, ORPHAN, 3..5).await;
     let ids = |ids: &[u64], apply| Letters { select: Select::Ids(ids.to_vec()), apply };
     let before = hub.ask(Request::Ledger).await;
-    let expected = |applied, queues: Value, missing: Value| json!({ "applied": applied, "queues": queues, "missing": missing, "next": null });
+    let expected = |applied, queues: Value, missing: Value| json!({ "applied": applied, "queues": queues, "missing": missing, "next": null, "below": null });
+    let expected_all = |applied, queues: Value| json!({ "applied": applied, "queues": queues, "missing": [], "next": null, "below": 5 });
     for request in [Request::Redrive(ids(&[0, 0, 99, 3], false)), Request::Drop(ids(&[0, 0, 99, 3], false))] {
         assert_eq!(hub.ask(request).await, expected(false, json!({ ROUTED: 1, ORPHAN: 1 }), json!([99])));
     }
-    let all = |apply| Letters { select: Select::All { from: 0 }, apply };
+    let all = |apply| Letters { select: Select::All { from: 0, below: None }, apply };
     let dry = hub.ask(Request::Drop(all(false))).await;
-    assert_eq!(dry, expected(false, json!({ ROUTED: 3, ORPHAN: 2 }), json!([])));
+    assert_eq!(dry, expected_all(false, json!({ ROUTED: 3, ORPHAN: 2 })));
     assert_eq!(hub.ask(Request::Ledger).await, before, "a dry run changes nothing");
 
     let done = hub.ask(Request::Redrive(ids(&[0, 99], true))).await;
     assert_eq!(done, expected(true, json!({ ROUTED: 1 }), json!([99])));
     assert_eq!(hub.queued().await, 1);
-    let of_queue = Select::Queue { name: ORPHAN.into(), from: 4 };
+    let of_queue = Select::Queue { name: ORPHAN.into(), from: 4, below: None };
     let done = hub.ask(Request::Drop(Letters { select: of_queue, apply: true })).await;
-    assert_eq!(done, expected(true, json!({ ORPHAN: 1 }), json!([])));
+    assert_eq!(done, expected_all(true, json!({ ORPHAN: 1 })));
     let ledger = hub.ask(Request::Ledger).await;
     let letters = json!({
         "accepted": 5, "delivered": 1, "expired": 0, "dropped": { "purged": 1 }, "dead_lettered": 0,
@@ -301,8 +303,24 @@ async fn dead_letters_are_put_back_or_dropped_and_counted() {
     assert_eq!((&ledger["dead_letters"], &ledger["gap"]), (&letters, &json!(0)));
     assert_eq!(ledger["queues"][0], json!({ "queue": ROUTED, "ledger": account(4, 0, 3, 1) }));
     let done = hub.ask(Request::Drop(all(true))).await;
-    assert_eq!(done, expected(true, json!({ ROUTED: 2, ORPHAN: 1 }), json!([])));
-    assert_eq!(hub.ask(Request::Redrive(all(true))).await, expected(true, json!({}), json!([])));
+    assert_eq!(done, expected_all(true, json!({ ROUTED: 2, ORPHAN: 1 })));
+    assert_eq!(hub.ask(Request::Redrive(all(true))).await, expected_all(true, json!({})));
+}
+
+#[tokio::test]
+async fn a_way_through_all_does_not_meet_what_came_meanwhile() {
+    let hub = setup().await;
+    let count = IDS_MAX as u64 + 1;
+    dead_letters(&hub, ROUTED, 0..u128::from(count)).await;
+    let drop = async |from, below| {
+        let letters = Letters { select: Select::All { from, below }, apply: true };
+        let answer = hub.ask(Request::Drop(letters)).await;
+        (answer["queues"][ROUTED].as_u64(), answer["next"].as_u64(), answer["below"].as_u64())
+    };
+    assert_eq!(drop(0, None).await, (Some(count - 1), Some(count - 1), Some(count)));
+    dead_letters(&hub, ROUTED, 0..1).await;
+    assert_eq!(drop(count - 1, Some(count)).await, (Some(1), None, Some(count)));
+    assert_eq!(hub.store.dead_letters().ledger().queued(), 1);
 }
 
 #[tokio::test]

@@ -174,8 +174,10 @@ pub struct LettersAnswer {
     pub queues: BTreeMap<String, u64>,
     /// Ids that were named and are not there.
     pub missing: Vec<u64>,
-    /// Where the next request goes on; `null` when there are no more.
+    /// Where the next request goes on, as its `from`; `null` when there are no more.
     pub next: Option<u64>,
+    /// What the next request gives as its `below`, so that it does not meet what came meanwhile; `null` for ids.
+    pub below: Option<u64>,
 }
 
 /// The body of every answer that is not 200.
@@ -241,7 +243,7 @@ impl LettersAnswer {
             *self.queues.entry(queue).or_default() += count;
         }
         self.missing.extend(part.missing);
-        self.next = part.next;
+        (self.next, self.below) = (part.next, part.below);
     }
 
     /// All queues together.

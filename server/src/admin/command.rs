@@ -57,7 +57,7 @@ pub fn queues(command: &QueuesCommand) -> Result<ExitCode, Failure> {
         }
         QueuesCommand::Redrive { name, apply, operate } => {
             let asked = Asked::new(operate)?;
-            let select = Select::Queue { name: name.clone(), from: 0 };
+            let select = Select::Queue { name: name.clone(), from: 0, below: None };
             asked.letters(select, *apply, Request::Redrive, print::redriven)?;
         }
     }
@@ -143,7 +143,9 @@ impl Asked {
             }
             whole.add(part?);
             match (whole.next.take(), &mut select) {
-                (Some(next), Select::Queue { from, .. } | Select::All { from }) => *from = next,
+                (Some(next), Select::Queue { from, below, .. } | Select::All { from, below }) => {
+                    (*from, *below) = (next, whole.below);
+                }
                 (None, _) | (Some(_), Select::Ids(_)) => return self.print(&whole, text),
             }
         }
@@ -175,8 +177,8 @@ impl From<&PageOptions> for Page {
 impl From<&LettersOptions> for Select {
     fn from(options: &LettersOptions) -> Self {
         match (&options.queue, options.all) {
-            (Some(name), _) => Self::Queue { name: name.clone(), from: 0 },
-            (None, true) => Self::All { from: 0 },
+            (Some(name), _) => Self::Queue { name: name.clone(), from: 0, below: None },
+            (None, true) => Self::All { from: 0, below: None },
             (None, false) => Self::Ids(options.ids.clone()),
         }
     }

@@ -106,12 +106,19 @@ pub enum Select {
         /// Only ids from this one on.
         #[serde(default)]
         from: u64,
+        /// Only ids below this one; those that are there now, when not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        below: Option<u64>,
     },
     /// All, the oldest first, as many as one request takes; the answer says where to go on.
     All {
         /// Only ids from this one on.
         #[serde(default)]
         from: u64,
+        /// Only ids below this one; those that are there now, when not given. What is put back and refused again
+        /// gets a new id, and must not be met again on the way through all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        below: Option<u64>,
     },
 }
 
@@ -331,11 +338,13 @@ mod tests {
     }
 
     fn letters() -> impl Strategy<Value = Letters> {
-        let select = prop_oneof![
-            proptest::collection::vec(any::<u64>(), 0..20).prop_map(Select::Ids),
-            (".{1,30}", any::<u64>()).prop_map(|(name, from)| Select::Queue { name, from }),
-            any::<u64>().prop_map(|from| Select::All { from }),
-        ];
+        let select =
+            prop_oneof![
+                proptest::collection::vec(any::<u64>(), 0..20).prop_map(Select::Ids),
+                (".{1,30}", any::<u64>(), any::<Option<u64>>())
+                    .prop_map(|(name, from, below)| Select::Queue { name, from, below }),
+                any::<(u64, Option<u64>)>().prop_map(|(from, below)| Select::All { from, below }),
+            ];
         (select, any::<bool>()).prop_map(|(select, apply)| Letters { select, apply })
     }
 
@@ -416,6 +425,9 @@ mod tests {
         assert_eq!(purge, Request::Purge { queue: "a".into(), order: Purge { before: None, apply: false } });
         let body = br#"{"select":{"all":{}}}"#;
         let drop = Request::parse(&Method::POST, "/v1/dead-letters/drop", body).unwrap();
-        assert_eq!(drop, Request::Drop(Letters { select: Select::All { from: 0 }, apply: false }));
+        assert_eq!(
+            drop,
+            Request::Drop(Letters { select: Select::All { from: 0, below: None }, apply: false })
+        );
     }
 }

@@ -49,6 +49,13 @@ struct Chosen {
     bytes: usize,
 }
 
+/// As many dead letters as one request takes, and where the next one goes on.
+struct Part {
+    letters: Vec<Chosen>,
+    next: Option<u64>,
+    below: Option<u64>,
+}
+
 impl Verbs {
     /// The verbs of this hub.
     pub fn new(hub: Hub) -> Self {
@@ -226,20 +233,22 @@ impl Verbs {
 
     async fn decide(&self, letters: Letters, fate: Fate) -> Result<LettersAnswer, Refusal> {
         let limit = ReadLimit { count: IDS_MAX, bytes: LETTERS_BYTES_MAX };
-        let (chosen, missing, next) = match letters.select {
+        // Ids are offsets among the dead letters: the next one is the number of those that were ever there.
+        let now_below = self.letters().ledger().accepted();
+        let (part, missing) = match letters.select {
             Select::Ids(ids) => {
-                let (chosen, missing) = self.choose(ids).await?;
-                (chosen, missing, None)
+                let (letters, missing) = self.choose(ids).await?;
+                (Part { letters, next: None, below: None }, missing)
             }
-            Select::Queue { name, from } => {
-                let (letters, next) = self.list(from, limit, Some(self.queue(&name)?.id())).await?;
-                (letters.into_iter().map(Chosen::from).collect(), Vec::new(), next)
+            Select::Queue { name, from, below } => {
+                let queue = Some(self.queue(&name)?.id());
+                (self.part(from, below.unwrap_or(now_below), limit, queue).await?, Vec::new())
             }
-            Select::All { from } => {
-                let (letters, next) = self.list(from, limit, None).await?;
-                (letters.into_iter().map(Chosen::from).collect(), Vec::new(), next)
+            Select::All { from, below } => {
+                (self.part(from, below.unwrap_or(now_below), limit, None).await?, Vec::new())
             }
         };
+        let chosen = part.letters;
         let mut queues = BTreeMap::new();
         for letter in &chosen {
             *queues.entry(letter.queue.to_string()).or_default() += 1;
@@ -248,7 +257,23 @@ impl Verbs {
             self.carry_out_fate(&chosen, fate).await?;
             tracing::info!(letters = chosen.len(), ?fate, "An operator decided on dead letters");
         }
-        Ok(LettersAnswer { applied: letters.apply, queues, missing, next })
+        Ok(LettersAnswer { applied: letters.apply, queues, missing, next: part.next, below: part.below })
+    }
+
+    async fn part(
+        &self,
+        from: u64,
+        below: u64,
+        limit: ReadLimit,
+        queue: Option<QueueId>,
+    ) -> Result<Part, Refusal> {
+        let (letters, next) = self.list(from, limit, queue).await?;
+        let letters = letters.into_iter().filter(|letter| letter.id.get() < below);
+        Ok(Part {
+            letters: letters.map(Chosen::from).collect(),
+            next: next.filter(|next| *next < below),
+            below: Some(below),
+        })
     }
 
     /// The letters with these ids, and the ids that are not there. Each counts once.

@@ -26,8 +26,10 @@ const MEASURE_SHORT: Duration = Duration::from_millis(250);
 const MEASURE_LONG: Duration = Duration::from_secs(5);
 /// The engine is compacted at most this often.
 const COMPACT_EVERY: Duration = Duration::from_millis(250);
-/// Room is given back when less than this part of what the store may take up is left ..
+/// Room is given back when less than this part of what the store may take up is left, ..
 const SHORT_PART: u64 = 8;
+/// .. and less than this, ..
+const SHORT_MAX_BYTES: u64 = 64 << 20;
 /// .. and this part of it was written since, or something was released.
 const COMPACT_PART: u64 = 64;
 
@@ -80,7 +82,7 @@ impl Keeper {
         self.measure();
         let capacity_bytes = self.gauge.capacity_bytes();
         let full = self.gauge.space().state != SpaceState::Open;
-        let short = full || self.gauge.room().0 < capacity_bytes / SHORT_PART;
+        let short = full || self.gauge.room().0 < (capacity_bytes / SHORT_PART).min(SHORT_MAX_BYTES);
         if short && last.compact.elapsed() >= COMPACT_EVERY {
             let written = self.gauge.written();
             let always = written - last.compact_written >= capacity_bytes / COMPACT_PART;

@@ -65,6 +65,7 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
             let refused = store.submit(request(&[&one, &two], 2, "lost")).await.unwrap().await;
             assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
         }
+        assert_eq!(store.space().state, SpaceState::Full { reason: SpaceReason::Disk });
         engine.fail_writes(0);
         assert_eq!(store.hub_ledger().unrouted(), hub.unrouted());
         assert_eq!((one.tail(), two.tail()), (Offset::new(5), Offset::new(3)));
@@ -85,6 +86,22 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
         let one = store.queue("one").unwrap();
         assert_eq!(texts(one.read(Offset::ZERO, ALL).await.unwrap()), expected);
         assert_eq!((one.ledger().delivered(), one.ledger().gap(), store.hub_ledger().gap()), (3, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_store_at_rest_sees_that_writes_succeed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let queue = store.queue("q").unwrap();
+        let mut watch = store.watch_space();
+        engine.fail_writes(2);
+        assert!(store.submit(request(&[&queue], 1, "lost")).await.unwrap().await.is_err());
+        let open =
+            tokio::time::timeout(Duration::from_secs(10), watch.wait_for(|state| *state == SpaceState::Open));
+        open.await.unwrap().unwrap();
+        assert_eq!((queue.tail(), store.space().state), (Offset::ZERO, SpaceState::Open));
     }
 }
 

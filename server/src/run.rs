@@ -54,6 +54,8 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     }));
     let hub = running.hub().clone();
     pages.set_observer(Box::new(move || hub.observe()));
+    let hub = running.hub().clone();
+    pages.set_warnings(Box::new(move || hub.warnings()));
     pages.set_health(Health::Ready);
     info!("The hub is ready");
     let ended = control.block_on(until_stopped(serving, &prepared));

@@ -83,10 +83,9 @@ impl Keeper {
         let short = full || self.gauge.room().0 < capacity_bytes / SHORT_PART;
         if short && last.compact.elapsed() >= COMPACT_EVERY {
             let written = self.gauge.written();
-            let ranges = self.released.take();
-            if !ranges.is_empty() || written - last.compact_written >= capacity_bytes / COMPACT_PART {
+            let always = written - last.compact_written >= capacity_bytes / COMPACT_PART;
+            if self.released.give_back(&self.engine, always) {
                 last.compact_written = written;
-                self.engine.compact(&ranges);
                 self.measure();
             }
             last.compact = Instant::now();
@@ -103,14 +102,27 @@ impl Keeper {
         }
     }
 
-    /// Takes the reserve when there is room for it twice, and fits it to the limit.
+    /// Takes the reserve when there is room for it twice, fits it to the limit, and gives it to the file system
+    /// before that is full, so that no write fails.
     fn keep_reserve(&self) {
         let wanted_bytes = self.gauge.reserve_bytes();
-        if self.engine.reserve_bytes() == wanted_bytes {
+        let held_bytes = self.engine.reserve_bytes();
+        let free_bytes = self.gauge.space().free_bytes.unwrap_or(0);
+        if held_bytes > 0 && free_bytes < wanted_bytes / 2 {
+            self.gauge.set_reserve_missing(true);
+            match self.engine.set_reserve(0) {
+                Ok(()) => {
+                    tracing::warn!(free_bytes, "the disk is almost full; the store goes on from its reserve")
+                }
+                Err(error) => tracing::error!(%error, "the reserve could not be given to the file system"),
+            }
+            self.measure();
+            return;
+        }
+        if held_bytes == wanted_bytes {
             self.gauge.set_reserve_missing(false);
             return;
         }
-        let free_bytes = self.gauge.space().free_bytes.unwrap_or(0);
         let disk_full = self.gauge.is_disk_full();
         if disk_full || free_bytes < wanted_bytes.saturating_mul(2) {
             self.gauge.set_reserve_missing(true);

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use crate::engine::{Family, Range};
+use crate::engine::{Engine, Family, Range};
 
 /// Released ranges; those of one queue grow into one, which is harmless, as live keys only cost time there.
 #[derive(Debug, Default)]
 pub(crate) struct Released {
     ranges: Mutex<BTreeMap<(Family, Vec<u8>), Range>>,
+    /// Held while the engine is compacted; the only lock of the store that is held during I/O.
+    compacting: Mutex<()>,
 }
 
 impl Released {
@@ -30,7 +32,18 @@ impl Released {
         }
     }
 
-    pub(crate) fn take(&self) -> Vec<Range> {
-        std::mem::take(&mut *self.ranges.lock()).into_values().collect()
+    /// Lets the engine give back what was released, also in the log ahead of the tables. Waits for another thread
+    /// that does so. False if nothing was released, and nobody was at it.
+    pub(crate) fn give_back(&self, engine: &Engine, always: bool) -> bool {
+        let (_held, waited) = match self.compacting.try_lock() {
+            Some(held) => (held, false),
+            None => (self.compacting.lock(), true),
+        };
+        let ranges: Vec<Range> = std::mem::take(&mut *self.ranges.lock()).into_values().collect();
+        if ranges.is_empty() && !always {
+            return waited;
+        }
+        engine.compact(&ranges);
+        true
     }
 }

@@ -17,6 +17,10 @@ use crate::options::StoreLimits;
 const RESERVE_MAX_BYTES: u64 = 16 << 20;
 /// The reserve is this part of the limit, or of the file system, if that is less.
 const RESERVE_PART: u64 = 16;
+/// On disk, room that appends do not take because compactions need it for a while: this part of the limit, ..
+const WORKING_PART: u64 = 16;
+/// .. at most this much.
+const WORKING_MAX_BYTES: u64 = 64 << 20;
 /// The dead letters take at most this part of the limit, or of the file system.
 const LETTERS_PART: u64 = 8;
 /// A stretch has at most this part of the limit, so that dropping the oldest never drops much of it.
@@ -140,6 +144,13 @@ impl Known {
         (self.capacity_bytes() / RESERVE_PART).min(RESERVE_MAX_BYTES)
     }
 
+    fn working_bytes(&self) -> u64 {
+        if self.measured.total_bytes.is_none() {
+            return 0;
+        }
+        (self.capacity_bytes() / WORKING_PART).min(WORKING_MAX_BYTES)
+    }
+
     fn letters_max_bytes(&self) -> u64 {
         self.limits.dead_letters_max_bytes.min(self.capacity_bytes() / LETTERS_PART)
     }
@@ -210,7 +221,7 @@ impl Gauge {
         let since_bytes = self.written.load(Relaxed) - known.at_written;
         let limit = known.limits.max_bytes.map_or(u64::MAX, |max_bytes| {
             let letters_bytes = known.letters_max_bytes().saturating_sub(self.letters.load(Relaxed));
-            let kept_bytes = known.reserve_bytes() + letters_bytes;
+            let kept_bytes = known.reserve_bytes() + known.working_bytes() + letters_bytes;
             // The reserve is a file on disk, and counted as used already.
             let file_bytes = if known.measured.total_bytes.is_some() && !known.reserve_missing {
                 known.reserve_bytes()

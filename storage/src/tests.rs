@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::engine::{DiskBudget, DiskEngine, Engine, Family, Visit};
+use crate::engine::{DiskBudget, DiskEngine, Engine, Family, Range, Visit};
 use crate::*;
 
 const ALL: ReadLimit = ReadLimit { count: usize::MAX, bytes: usize::MAX };
@@ -195,4 +195,42 @@ async fn entries_that_are_gone_or_damaged_are_dropped_and_counted() {
     assert_eq!(offsets, [0, 3, 4]);
     let ledger = queue.ledger();
     assert_eq!((ledger.dropped(DropReason::Unreadable), ledger.queued(), ledger.gap()), (3, 3, 0));
+}
+
+#[test]
+fn what_is_live_stays_when_files_beside_it_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let [engine, _] = engines(&folder);
+    let key = |offset| crate::rows::reference_key(7, offset);
+    let body = Bytes::from(vec![1; 1000]);
+    // A table that ends with the first live key.
+    let mut batch = engine.batch(0);
+    for offset in 0..=1_000 {
+        engine.put(&mut batch, Family::Reference, &key(offset), &[], &body);
+    }
+    engine.write(batch, false).unwrap();
+    let range =
+        |from, to| Range { family: Family::Reference, from: key(from).to_vec(), to: key(to).to_vec() };
+    engine.compact(&[range(0, 1_001)]);
+    let mut batch = engine.batch(0);
+    engine.delete_range(&mut batch, Family::Reference, &key(0), &key(1_000));
+    engine.write(batch, true).unwrap();
+    engine.reclaim(&range(0, 1_000));
+    assert_eq!(engine.get(Family::Reference, &key(1_000)).unwrap(), Some(body.clone()));
+
+    // What was deleted stays so when room is given back, and takes none.
+    let mut batch = engine.batch(0);
+    for offset in 1_001..3_000 {
+        engine.put(&mut batch, Family::Reference, &key(offset), &[], &body);
+    }
+    engine.write(batch, false).unwrap();
+    engine.compact(&[range(0, 3_000)]);
+    for step in 1..10 {
+        let mut batch = engine.batch(0);
+        engine.delete_range(&mut batch, Family::Reference, &key(0), &key(1_000 + step * 100));
+        engine.write(batch, true).unwrap();
+        engine.reclaim(&range(0, 1_000 + step * 100));
+        engine.compact(&[range(900 + step * 100, 1_000 + step * 100)]);
+        assert_eq!(rows(&engine, Family::Reference) as u64, 2_000 - step * 100);
+    }
 }

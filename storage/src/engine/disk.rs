@@ -93,8 +93,10 @@ impl DiskEngine {
         options.set_keep_log_file_num(2);
         options.set_log_level(LogLevel::Warn);
         options.set_max_manifest_file_size(sizes.wal_bytes.min(16 << 20) as usize);
-        let families = Family::ALL
-            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(&cache, sizes)));
+        // The default family holds nothing, but its write buffer would decide how much must be free before the
+        // library writes again after the disk was full.
+        let names = Family::ALL.map(Family::name).into_iter().chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
+        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, sizes)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(|error| {
             let reason = error.to_string();
             match error.kind() {
@@ -124,7 +126,7 @@ impl DiskEngine {
         self.db.flush_wal(true).map_err(classify)
     }
 
-    /// Writes what the log holds to tables, so that the log can go; then drops and rewrites the tables of ranges.
+    /// Writes what the log holds to tables, so that the log can go; then rewrites the tables of ranges.
     pub(super) fn compact(&self, ranges: &[Range]) {
         let families = Family::ALL.map(|family| self.family(family));
         let mut flush = FlushOptions::default();
@@ -134,7 +136,7 @@ impl DiskEngine {
             return;
         }
         for range in ranges {
-            self.reclaim(range);
+            // Not by dropping files: the deletion itself may be in one by now, and what it covers would come back.
             self.db.compact_range_cf(&self.family(range.family), Some(&range.from), Some(&range.to));
         }
     }
@@ -142,12 +144,13 @@ impl DiskEngine {
     /// Fits files and write buffers to what the store may take up.
     pub(super) fn fit(&self, capacity_bytes: u64) {
         let sizes = FileSizes::fit(self.budget, capacity_bytes);
-        let [buffer, file, level] =
-            [sizes.write_buffer_bytes, sizes.file_bytes, sizes.level_bytes].map(|bytes| bytes.to_string());
+        let bytes = [sizes.write_buffer_bytes, sizes.file_bytes, sizes.level_bytes, 2 * sizes.level_bytes];
+        let [buffer, file, level, compaction] = bytes.map(|bytes| bytes.to_string());
         let options = [
             ("write_buffer_size", buffer.as_str()),
             ("target_file_size_base", file.as_str()),
             ("max_bytes_for_level_base", level.as_str()),
+            ("max_compaction_bytes", compaction.as_str()),
         ];
         for family in Family::ALL {
             if let Err(error) = self.db.set_options_cf(&self.family(family), &options) {
@@ -159,8 +162,10 @@ impl DiskEngine {
     pub(super) fn reclaim(&self, range: &Range) {
         let Range { family, from, to } = range;
         let family = *family;
+        // The library's end is inclusive: a table that ends with the first live key would go with all before it.
+        let last = predecessor(to);
         // Only makes room earlier; compaction does the same later, so a failure needs no answer.
-        if let Err(error) = self.db.delete_file_in_range_cf(&self.family(family), from, to) {
+        if let Err(error) = self.db.delete_file_in_range_cf(&self.family(family), from, &last) {
             tracing::warn!(%error, family = family.name(), "could not drop the files of settled entries");
         }
     }
@@ -224,8 +229,25 @@ fn family_options(cache: &Cache, sizes: FileSizes) -> Options {
     options.set_max_write_buffer_number(3);
     options.set_target_file_size_base(sizes.file_bytes);
     options.set_max_bytes_for_level_base(sizes.level_bytes);
+    // A compaction keeps its input until its output is there.
+    options.set_max_compaction_bytes(2 * sizes.level_bytes);
     options.set_compression_type(DBCompressionType::Lz4);
     options
+}
+
+/// The key before this one, among keys of its length; the key itself if it is the first.
+fn predecessor(key: &[u8]) -> Vec<u8> {
+    let mut before = key.to_vec();
+    for byte in before.iter_mut().rev() {
+        match byte.checked_sub(1) {
+            Some(less) => {
+                *byte = less;
+                return before;
+            }
+            None => *byte = u8::MAX,
+        }
+    }
+    key.to_vec()
 }
 
 fn classify(error: rocksdb::Error) -> EngineError {

@@ -69,6 +69,10 @@ impl Writer {
             Ok(()) => return Ok(()),
             Err(reason) => reason,
         };
+        // Nobody is refused for what is settled and only not given back yet.
+        if self.give_back() && self.has_room(bytes).is_ok() {
+            return Ok(());
+        }
         let Some(givers) = self.givers(work) else { return Err(reason) };
         for _ in 0..STEPS_MAX {
             if !self.make_room(&givers, bytes, reason) {
@@ -138,10 +142,22 @@ impl Writer {
         }
         let written = self.commit(draft, Vec::new(), Vec::new(), false);
         if written && self.engine.used_bytes().is_none() {
-            self.engine.compact(&self.released.take());
             self.measure();
+            if self.has_room(bytes).is_err() {
+                self.give_back();
+            }
         }
         written
+    }
+
+    /// Lets the engine give back what was released; false if there was nothing.
+    fn give_back(&mut self) -> bool {
+        let disk = self.engine.used_bytes().is_none();
+        let given = disk && self.released.give_back(&self.engine, false);
+        if given {
+            self.measure();
+        }
+        given
     }
 
     /// Settles what waits in a stretch, as its policy says.

@@ -540,6 +540,7 @@ async fn a_full_store_refuses_new_messages_and_everything_else_goes_on() {
     let status = hub.status();
     assert_eq!(status.space.max_bytes, Some(LIMIT_BYTES));
     assert!(status.space.full.is_some_and(|text| text.contains("raise the limit")));
+    assert_eq!(hub.warnings().len(), 1);
     hub.store_session(&Identity::parse("edge1/sensor").unwrap(), Some("session".into())).await.unwrap();
     // Deliveries go on, and make room.
     let mut filter = consumer(&hub, "edge1/filter").await;

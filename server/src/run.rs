@@ -58,6 +58,8 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     }));
     let hub = running.hub().clone();
     pages.set_observer(Box::new(move || hub.observe()));
+    let hub = running.hub().clone();
+    pages.set_warnings(Box::new(move || hub.warnings()));
     let admin = control.block_on(open_admin_socket(&prepared.settings.admin))?;
     let admin = admin.map(|socket| {
         let verbs = Arc::new(Verbs::new(running.hub().clone()));

@@ -11,6 +11,7 @@ use edgehub::settings::{
     AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
     TlsVersions, known,
 };
+use edgehub_routing::OverflowPolicy;
 
 const IDENTITY: (&str, &str) = (
     "IotHubConnectionString",
@@ -57,11 +58,40 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!(settings.upstream.batch_max, 10);
     assert_eq!(settings.delivery.module_window, 16);
     assert_eq!(settings.delivery.ack_timeout, Duration::from_secs(30));
+    assert_eq!(settings.delivery.lower_share_percent, 0);
+    assert_eq!(settings.store.overflow, OverflowPolicy::RejectNew);
+    assert_eq!(
+        (settings.store.free_floor_bytes, settings.store.dead_letters_max_bytes),
+        (64 << 20, 64 << 20)
+    );
+    assert!(settings.scope.tracks_senders);
     assert_eq!(settings.metrics.message_size_window, Duration::from_secs(3600));
     assert_eq!(settings.log_level, LogLevel::Info);
     assert!(matches!(&settings.store.kind, StoreKind::Persistent { folder, durability: Durability::Sync }
         if folder.ends_with("edgeHub")));
     assert!(matches!(notices[..], [Notice::TemporaryStore(_)]), "{notices:?}");
+}
+
+#[test]
+fn delivery_and_the_store_take_their_own_settings_and_refuse_bad_ones() {
+    let (settings, _) = with_environment(&[
+        ("EDGEHUB_STORE__OVERFLOW", "dead-letter"),
+        ("EDGEHUB_STORE__DEAD_LETTERS_MAX_BYTES", "0"),
+        ("EDGEHUB_DELIVERY__LOWER_PRIORITY_SHARE_PERCENT", "20"),
+        ("TrackDeviceState", "false"),
+    ]);
+    assert_eq!(settings.store.overflow, OverflowPolicy::DeadLetter);
+    assert_eq!(settings.store.dead_letters_max_bytes, 0);
+    assert_eq!(settings.delivery.lower_share_percent, 20);
+    assert!(!settings.scope.tracks_senders);
+    for (name, text) in [
+        ("EDGEHUB_STORE__OVERFLOW", "drop"),
+        ("EDGEHUB_STORE__FREE_FLOOR_BYTES", "-1"),
+        ("EDGEHUB_DELIVERY__LOWER_PRIORITY_SHARE_PERCENT", "51"),
+    ] {
+        let error = load_from(None, &[(name, text)], &[]).expect_err(name).to_string();
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]

@@ -149,6 +149,12 @@ impl Hub {
         }
     }
 
+    /// What an operator should look at, one sentence each, with the next step. Nothing here keeps the hub from
+    /// serving: with a full store it still delivers.
+    pub fn warnings(&self) -> Vec<String> {
+        SpaceStatus::from(self.inner.store.space()).full.into_iter().collect()
+    }
+
     /// Sets the gauges and counters that are derived from the store; call it before the metrics are rendered.
     pub fn observe(&self) {
         let store = &self.inner.store;

@@ -15,9 +15,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use edgehub_storage::{Offset, StoreTime};
+use edgehub_storage::StoreTime;
 use tokio::time::Instant;
 
+use super::lane::Lane;
+pub(crate) use super::lane::{Chunk, Place};
 use crate::delivery::{Backoff, BackoffOptions, Queued};
 use crate::identity::Identity;
 
@@ -33,20 +35,9 @@ pub(crate) const LANE_TRANSFERS_MAX: usize = 16;
 /// Largest sum of message sizes in one transfer.
 const CHUNK_BYTES_MAX: usize = 262_144;
 
-/// A place in the queues of the endpoint: which queue, which entry.
-pub(crate) type Place = (usize, Offset);
-
 /// Names a lane for as long as the lanes exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(usize);
-
-/// Messages that are sent together and answered together.
-pub(crate) struct Chunk {
-    /// The messages in order.
-    pub(crate) messages: Vec<Queued>,
-    /// When it was sent.
-    pub(crate) sent_at: Instant,
-}
 
 /// All lanes.
 pub(crate) struct Lanes {
@@ -61,23 +52,6 @@ pub(crate) struct Lanes {
     backoff: BackoffOptions,
 }
 
-struct Lane {
-    sender: Identity,
-    /// What is to be sent: the more urgent first, each priority in the order of its queue.
-    pending: VecDeque<Queued>,
-    sent: VecDeque<Chunk>,
-    /// Messages of transfers that were refused as a whole, until those sent behind them are answered.
-    set_aside: Vec<Queued>,
-    backoff: Backoff,
-    /// When the lane is to be read again; it takes nothing until then.
-    wake_at: Option<Instant>,
-    /// The most urgent priority of what failed, while the lane is parked for it.
-    parked_level: Option<u32>,
-    /// The first entry of each queue that was read while the lane could not hold it. While there is one, the lane
-    /// takes nothing, or later messages would overtake.
-    skipped: Vec<Place>,
-}
-
 impl LaneId {
     /// A name in tests.
     #[cfg(test)]
@@ -88,56 +62,6 @@ impl LaneId {
     #[cfg(test)]
     pub(super) fn index(self) -> usize {
         self.0
-    }
-}
-
-impl Lane {
-    fn skip(&mut self, place: Place) {
-        match self.skipped.iter_mut().find(|(queue, _)| *queue == place.0) {
-            Some((_, first)) => *first = place.1.min(*first),
-            None => self.skipped.push(place),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.pending.len()
-            + self.set_aside.len()
-            + self.sent.iter().map(|chunk| chunk.messages.len()).sum::<usize>()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Places a message behind the last one of its rank; mostly that is the end.
-    fn insert(&mut self, queued: Queued) {
-        let behind = self.pending.iter().rposition(|other| other.rank <= queued.rank);
-        self.pending.insert(behind.map_or(0, |at| at + 1), queued);
-    }
-
-    /// Takes a message in. One that comes before its turn, as the share of its queue, gives that to the first of
-    /// its queue that waits here, so that none is overtaken.
-    fn take(&mut self, mut queued: Queued) {
-        if queued.rank < queued.level {
-            let waits = |other: &Queued| other.lane == queued.lane && other.rank == other.level;
-            if let Some(at) = self.pending.iter().position(waits)
-                && let Some(mut first) = self.pending.remove(at)
-            {
-                first.rank = queued.rank;
-                queued.rank = queued.level;
-                self.insert(first);
-            }
-        }
-        self.insert(queued);
-    }
-
-    /// The messages that were set aside go again, one by one, before all others of their rank.
-    fn take_up(&mut self) {
-        for mut queued in std::mem::take(&mut self.set_aside).into_iter().rev() {
-            queued.alone = true;
-            let before = self.pending.iter().position(|other| other.rank >= queued.rank);
-            self.pending.insert(before.unwrap_or(self.pending.len()), queued);
-        }
     }
 }
 
@@ -433,7 +357,7 @@ mod tests {
     use super::*;
     use crate::message::{Message, Origin, Properties, Sender};
     use bytes::Bytes;
-    use edgehub_storage::{Entry, Ttl};
+    use edgehub_storage::{Entry, Offset, Ttl};
     use std::sync::Arc;
 
     fn queued(sender: &str, offset: u64) -> Queued {

@@ -13,10 +13,10 @@
 //! | room | owns |
 //! | --- | --- |
 //! | `supervisor` | the states connecting, up, throttled, backing off; every deadline |
-//! | `uplink` | one connection: sessions, links, what is on them |
+//! | `uplink`, `remote` | one connection: sessions, links, what is on them |
 //! | `tokens` | the links on which tokens are put, and when |
 //! | `verdict` | what answers and conditions of the upstream mean |
-//! | `lanes` | order, window and parking per sender |
+//! | `lanes`, `lane` | order, window and parking per sender |
 //! | `turns` | whose turn it is to send |
 //! | `convert` | messages and links as the upstream reads them |
 //! | `fates` | messages that leave the lanes: settled and counted |
@@ -24,7 +24,9 @@
 
 mod convert;
 mod fates;
+mod lane;
 mod lanes;
+mod remote;
 mod status;
 mod supervisor;
 mod tokens;

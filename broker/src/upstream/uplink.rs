@@ -1,6 +1,5 @@
 //! One connection up: sessions and links per sender, and what is on them.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,6 +16,7 @@ use super::UpstreamOptions;
 use super::convert;
 use super::fates::{DROP_WARNINGS, Fates, deliver};
 use super::lanes::{LaneId, Lanes};
+use super::remote::{Phase, Remote};
 use super::tokens::{Holder, Tokens};
 use super::turns::Turns;
 use super::verdict::{Verdict, ended, is_throttling};
@@ -59,37 +59,6 @@ pub(super) struct Uplink<S> {
     /// What the upstream said when it asked for a pause, and until when that counts.
     throttled: Option<(String, Instant)>,
     closed: Option<String>,
-}
-
-/// The far end of a lane.
-struct Remote {
-    phase: Phase,
-    /// When the phase began, or something happened on the link.
-    since: Instant,
-    session: Option<SessionId>,
-    link: Option<LinkId>,
-    /// Transfers in order, and the answers of those that came early.
-    sent: VecDeque<(DeliveryId, Option<Outcome>)>,
-    /// Since when messages wait for credit while nothing is under way.
-    starved_since: Option<Instant>,
-}
-
-impl Remote {
-    /// The answer to the oldest transfer, once it is there.
-    fn next_answer(&mut self) -> Option<Outcome> {
-        let answer = self.sent.front_mut()?.1.take()?;
-        self.sent.pop_front();
-        Some(answer)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    New,
-    Token,
-    Session,
-    Attaching,
-    Ready,
 }
 
 /// What became of a lane's turn.
@@ -165,14 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// A lane may have something to send.
     pub(super) fn ready(&mut self, lane: LaneId, lanes: &Lanes) {
         let Some(rank) = lanes.rank(lane) else { return };
-        self.remotes.entry(lane).or_insert_with(|| Remote {
-            phase: Phase::New,
-            since: Instant::now(),
-            session: None,
-            link: None,
-            sent: VecDeque::new(),
-            starved_since: None,
-        });
+        self.remotes.entry(lane).or_insert_with(Remote::new);
         self.turns.add(lane, rank);
     }
 

@@ -1,11 +1,11 @@
 //! Owns the operator's way into a running hub: HTTP/1.1 with JSON over a Unix socket, and the verbs that use it.
 //!
-//! A [`Request`](request::Request) is one typed verb; it alone knows its method, path and body, and hub and command line read and
-//! write it through the same two functions. An [`answer`] is the JSON that comes back. So a new verb is one variant,
-//! one answer and one arm in [`Verbs`](verbs::Verbs).
+//! A [`Request`](request::Request) is one typed verb; it alone knows its method, path and body, and hub and command
+//! line read and write it through the same type. An [`answer`] is the JSON that comes back. So a new verb is one
+//! variant, one answer and one arm in [`Verbs`](verbs::Verbs).
 //!
-//! Who may use it: the user of the hub, and root. The socket has mode 0600 in a folder that only they can write,
-//! and the credentials of every peer are asked from the kernel (`SO_PEERCRED`, unix(7)) before a byte is read. No
+//! Who may use it: the user of the hub, and root. The socket has mode 0600, in a folder where nobody else can put
+//! another in its place, and the credentials of every peer are asked from the kernel (`SO_PEERCRED`, unix(7)) before a byte is read. No
 //! answer holds a key or a token; bodies of messages are shown only when they are asked for.
 //!
 //! What changes something is a POST and does nothing unless it says `"apply": true`.

@@ -17,7 +17,7 @@ use crate::space::{Gauge, SpaceState};
 /// milliseconds. Holds while what is swept at once fits into [`SWEEP_ENTRIES_MAX`] per sweep.
 pub const EXPIRY_LAG_MAX_MS: u64 = 10_000;
 /// How often expired entries are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(2);
+const SWEEP_EVERY: Duration = Duration::from_secs(4);
 /// Entries that one sweep looks at, over all queues, in stretches of which only a part has expired.
 const SWEEP_ENTRIES_MAX: u64 = 1_000_000;
 /// How often the room is measured while appends are refused or little is free, ..
@@ -26,8 +26,10 @@ const MEASURE_SHORT: Duration = Duration::from_millis(250);
 const MEASURE_LONG: Duration = Duration::from_secs(5);
 /// The engine is compacted at most this often.
 const COMPACT_EVERY: Duration = Duration::from_millis(250);
-/// Room is given back when less than this part of what the store may take up is left ..
+/// Room is given back when less than this part of what the store may take up is left, ..
 const SHORT_PART: u64 = 8;
+/// .. and less than this, ..
+const SHORT_MAX_BYTES: u64 = 64 << 20;
 /// .. and this part of it was written since, or something was released.
 const COMPACT_PART: u64 = 64;
 
@@ -41,6 +43,8 @@ pub(crate) struct Keeper {
 /// What the keeper did last.
 struct Last {
     sweep: Instant,
+    /// The queue that the next sweep looks at first.
+    sweep_first: usize,
     measure: Instant,
     compact: Instant,
     /// What was written when the engine was compacted.
@@ -51,7 +55,7 @@ impl Keeper {
     /// Keeps the store until it closes.
     pub(crate) fn run(self) {
         let now = Instant::now();
-        let mut last = Last { sweep: now, measure: now, compact: now, compact_written: 0 };
+        let mut last = Last { sweep: now, sweep_first: 0, measure: now, compact: now, compact_written: 0 };
         let mut short = self.keep_room(&mut last);
         loop {
             let measure_every = if short { MEASURE_SHORT } else { MEASURE_LONG };
@@ -67,7 +71,7 @@ impl Keeper {
             }
             if now >= sweep_at {
                 last.sweep = now;
-                self.sweep();
+                last.sweep_first = self.sweep(last.sweep_first);
             }
         }
     }
@@ -80,7 +84,7 @@ impl Keeper {
         self.measure();
         let capacity_bytes = self.gauge.capacity_bytes();
         let full = self.gauge.space().state != SpaceState::Open;
-        let short = full || self.gauge.room().0 < capacity_bytes / SHORT_PART;
+        let short = full || self.gauge.room().0 < (capacity_bytes / SHORT_PART).min(SHORT_MAX_BYTES);
         if short && last.compact.elapsed() >= COMPACT_EVERY {
             let written = self.gauge.written();
             let always = written - last.compact_written >= capacity_bytes / COMPACT_PART;
@@ -136,35 +140,34 @@ impl Keeper {
         }
     }
 
-    /// Settles what has expired: whole stretches by their last expiry, and entries of others by looking.
-    fn sweep(&self) {
-        let mut left = SWEEP_ENTRIES_MAX;
-        for shared in self.registry.all() {
+    /// Settles what has expired: whole stretches by their last expiry, and entries of others by looking. Begins to
+    /// look at queue `first`; returns the one that it did not come to.
+    fn sweep(&self, first: usize) -> usize {
+        let queues = self.registry.all();
+        let mut mixed = Vec::new();
+        for (index, shared) in queues.iter().enumerate() {
             let now = shared.now();
-            let (mut expired, mut expiring) = (0, Vec::new());
+            let mut expiring = Vec::new();
             shared.settle_with(|state| {
-                expired = state.expire_stretches(now);
+                let expired = state.expire_stretches(now);
                 expiring = state.expiring(now);
                 expired > 0 || state.find_settled_beyond()
             });
-            for range in expiring {
-                let entries = range.end - range.start;
-                if entries > left {
-                    return;
-                }
-                left -= entries;
-                match self.sweep_stretch(&shared, range, now) {
-                    Ok(settled) => expired += settled,
-                    // Who reads the queue meets the same error, and answers it.
-                    Err(error) => {
-                        tracing::debug!(?error, queue = %shared.name, "a stretch could not be swept")
-                    }
-                }
-            }
-            if expired > 0 {
-                tracing::debug!(queue = %shared.name, entries = expired, "entries expired");
+            mixed.extend(expiring.into_iter().map(|range| (index, range)));
+        }
+        let start = mixed.partition_point(|(index, _)| *index < first);
+        mixed.rotate_left(start);
+        let mut left = SWEEP_ENTRIES_MAX;
+        for (index, range) in mixed {
+            let shared = &queues[index];
+            let Some(rest) = left.checked_sub(range.end - range.start) else { return index };
+            left = rest;
+            // Who reads the queue meets the same error, and answers it.
+            if let Err(error) = self.sweep_stretch(shared, range, shared.now()) {
+                tracing::debug!(?error, queue = %shared.name, "a stretch could not be swept");
             }
         }
+        0
     }
 
     fn sweep_stretch(
@@ -172,7 +175,7 @@ impl Keeper {
         shared: &Arc<QueueShared>,
         range: Range<u64>,
         now: StoreTime,
-    ) -> Result<u64, EngineError> {
+    ) -> Result<(), EngineError> {
         let (mut over, mut first_expiry) = (Vec::new(), None::<StoreTime>);
         let (from, to) =
             (rows::reference_key(shared.id, range.start), rows::reference_key(shared.id, range.end));
@@ -187,10 +190,9 @@ impl Keeper {
             }
             Visit::Next
         })?;
-        let mut expired = 0;
         shared.settle_with(|state| {
-            let runs = over.chunk_by(|one, next| one + 1 == *next);
-            for run in runs {
+            let mut expired = 0;
+            for run in over.chunk_by(|one, next| one + 1 == *next) {
                 if let (Some(first), Some(last)) = (run.first(), run.last()) {
                     expired += state.settle_range(*first, last + 1, Outcome::Expired);
                 }
@@ -198,6 +200,6 @@ impl Keeper {
             state.set_first_expiry(&range, first_expiry);
             expired > 0
         });
-        Ok(expired)
+        Ok(())
     }
 }

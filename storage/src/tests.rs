@@ -65,6 +65,7 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
             let refused = store.submit(request(&[&one, &two], 2, "lost")).await.unwrap().await;
             assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
         }
+        assert_eq!(store.space().state, SpaceState::Full { reason: SpaceReason::Disk });
         engine.fail_writes(0);
         assert_eq!(store.hub_ledger().unrouted(), hub.unrouted());
         assert_eq!((one.tail(), two.tail()), (Offset::new(5), Offset::new(3)));
@@ -85,6 +86,22 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
         let one = store.queue("one").unwrap();
         assert_eq!(texts(one.read(Offset::ZERO, ALL).await.unwrap()), expected);
         assert_eq!((one.ledger().delivered(), one.ledger().gap(), store.hub_ledger().gap()), (3, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_store_at_rest_sees_that_writes_succeed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let queue = store.queue("q").unwrap();
+        let mut watch = store.watch_space();
+        engine.fail_writes(2);
+        assert!(store.submit(request(&[&queue], 1, "lost")).await.unwrap().await.is_err());
+        let open =
+            tokio::time::timeout(Duration::from_secs(10), watch.wait_for(|state| *state == SpaceState::Open));
+        open.await.unwrap().unwrap();
+        assert_eq!((queue.tail(), store.space().state), (Offset::ZERO, SpaceState::Open));
     }
 }
 
@@ -233,4 +250,68 @@ fn what_is_live_stays_when_files_beside_it_are_dropped() {
         engine.compact(&[range(900 + step * 100, 1_000 + step * 100)]);
         assert_eq!(rows(&engine, Family::Reference) as u64, 2_000 - step * 100);
     }
+}
+
+#[tokio::test]
+async fn a_dead_letter_waits_with_its_settlement_for_a_write_that_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let queue = store.queue("q").unwrap();
+        store.submit(request(&[&queue], 10, "letter")).await.unwrap().await.unwrap();
+        let entries = queue.read(Offset::ZERO, ALL).await.unwrap().entries;
+        engine.fail_writes(usize::MAX);
+        for entry in &entries[..3] {
+            assert!(queue.dead_letter(entry, DeadLetterReason::Conversion, 1));
+            assert!(matches!(store.flush().await, Err(StoreError::Full { .. })));
+        }
+        assert_eq!((queue.ledger().dead_lettered(), queue.ledger().gap()), (3, 0));
+        assert_eq!(store.dead_letters().ledger().accepted(), 0);
+        let discarded = store.dead_letters().discard(&[Offset::ZERO]).await;
+        assert!(matches!(discarded, Err(StoreError::Full { .. })), "{discarded:?}");
+
+        // What dies now has changed nothing.
+        let crashed = store_on(&engine, Durability::Sync);
+        assert_eq!((crashed.queue("q").unwrap().ledger().queued(), crashed.hub_ledger().gap()), (10, 0));
+        crashed.close();
+
+        engine.fail_writes(0);
+        store.flush().await.unwrap();
+        assert_eq!((store.dead_letters().ledger().queued(), store.hub_ledger().gap()), (3, 0));
+        engine.fail_writes(1);
+        let ids = [Offset::ZERO, Offset::new(2)];
+        assert!(matches!(store.dead_letters().redrive(&ids).await, Err(StoreError::Full { .. })));
+        assert_eq!((store.dead_letters().ledger().queued(), queue.tail()), (3, Offset::new(10)));
+        assert_eq!(store.dead_letters().redrive(&ids).await.unwrap(), 2);
+        assert_eq!((store.dead_letters().ledger().queued(), queue.tail()), (1, Offset::new(12)));
+        store.close();
+
+        let store = store_on(&engine, Durability::Sync);
+        let letters = store.dead_letters().list(None, ALL, None).await.unwrap();
+        assert_eq!(letters.iter().map(|letter| letter.offset.get()).collect::<Vec<_>>(), [1]);
+        assert_eq!(store.hub_ledger().gap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_the_dead_letters_is_bounded() {
+    let engine = Arc::new(Engine::memory());
+    let store = store_on(&engine, Durability::Sync);
+    let queue = store.queue("q").unwrap();
+    let text = "x".repeat(1 << 20);
+    store.submit(request(&[&queue], 20, &text)).await.unwrap().await.unwrap();
+    let mut entries: Vec<Entry> = Vec::new();
+    while entries.len() < 20 {
+        let next = entries.last().map_or(Offset::ZERO, |last| last.offset.next());
+        entries.extend(queue.read(next, ALL).await.unwrap().entries);
+    }
+    engine.fail_writes(usize::MAX);
+    let taken = |entry: &&Entry| queue.dead_letter(entry, DeadLetterReason::Conversion, 1);
+    assert_eq!(entries.iter().filter(taken).count(), 15);
+    assert_eq!((queue.ledger().queued(), queue.ledger().gap()), (5, 0));
+    engine.fail_writes(0);
+    store.flush().await.unwrap();
+    assert!(entries.iter().skip(15).all(|entry| taken(&entry)));
+    store.flush().await.unwrap();
+    assert_eq!((store.dead_letters().ledger().queued(), store.hub_ledger().gap()), (20, 0));
 }

@@ -190,7 +190,9 @@ async fn the_oldest_make_room_where_the_policy_says_so() {
             // What does not fit at all is refused, and the store goes on.
             let huge = Record { bytes: noise(&mut rng, 40 << 20), targets: targets.into_iter().collect() };
             let huge = AppendRequest { records: vec![huge], unrouted: 0 };
+            let before = flowing.ledger();
             assert_eq!(append(&store, huge).await, Err(FULL));
+            assert_eq!(flowing.ledger(), before, "something was dropped in vain");
             append(&store, request(&mut rng, 40, &targets)).await.unwrap();
             assert_eq!(store.hub_ledger().gap(), 0);
         }

@@ -74,6 +74,12 @@ impl Writer {
             return Ok(());
         }
         let Some(givers) = self.givers(work) else { return Err(reason) };
+        let held = |(shared, _): &Giver| shared.with(|state| state.held_bytes());
+        let most_bytes = givers.iter().map(held).fold(self.gauge.room().0, u64::saturating_add);
+        if most_bytes < bytes {
+            // Nothing is dropped for what would not fit even then.
+            return Err(reason);
+        }
         for _ in 0..STEPS_MAX {
             if !self.make_room(&givers, bytes, reason) {
                 return Err(reason);

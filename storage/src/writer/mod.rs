@@ -26,7 +26,7 @@ use stage::{Draft, LogEnd, MARK_BYTES, Noted};
 
 /// How often the writer looks at the clock, and for settled entries that can be released early.
 const TICK: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
-/// How long settlements wait after a write has failed.
+/// How long settlements wait after a write has failed; then the store also looks whether writes succeed again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Who waits for a write.
@@ -190,6 +190,8 @@ impl Writer {
             self.stage_idle(&mut draft);
         }
         self.stage_letters_bound(&mut draft);
+        // After a failure something is written, so that the end of the failure is seen.
+        draft.barrier |= self.failing;
         for shared in settled {
             self.stage_settled(&mut draft, shared);
         }

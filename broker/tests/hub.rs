@@ -162,6 +162,11 @@ async fn a_bad_route_keeps_its_last_good_version_and_a_removed_one_keeps_its_mes
     let detached = hub.status().queues.into_iter().find(|status| status.queue == QUEUE).unwrap();
     assert!(detached.detached);
     assert_eq!(detached.ledger.queued, 3);
+    until(|| {
+        let queues = hub.status().queues;
+        queues.iter().any(|status| status.queue == QUEUE && status.oldest_age_secs.is_some())
+    })
+    .await;
 
     hub.apply(&to_filter()).unwrap();
     let mut filter = connect(&hub, "edge1/filter").await;

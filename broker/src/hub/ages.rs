@@ -49,9 +49,8 @@ impl Ages {
         let mut stop = self.stop.subscribe();
         loop {
             match look(&store).await {
-                Ok(found) => *self.found.lock() = found,
-                Err(StoreError::Closed) => return,
-                Err(error) => tracing::debug!(%error, "The age of the oldest message cannot be read"),
+                Some(found) => *self.found.lock() = found,
+                None => return,
             }
             let pause = tokio::time::timeout(Duration::from_secs(LOOK_SECS), stop.wait_for(|stop| *stop));
             if pause.await.is_ok() {
@@ -61,14 +60,25 @@ impl Ages {
     }
 }
 
-async fn look(store: &Store) -> Result<Found, StoreError> {
+/// Looks at everything once; none when the store is closed.
+async fn look(store: &Store) -> Option<Found> {
     let mut found = Found::default();
     for queue in store.queues() {
-        if let Some(at) = queue.oldest_accepted_at().await? {
-            found.queues.insert(queue.id(), at);
+        match queue.oldest_accepted_at().await {
+            Ok(Some(at)) => {
+                found.queues.insert(queue.id(), at);
+            }
+            Ok(None) => {}
+            Err(StoreError::Closed) => return None,
+            Err(error) => {
+                tracing::debug!(queue = queue.name(), %error, "The age of the oldest message cannot be read");
+            }
         }
     }
-    let oldest = store.dead_letters().list(None, ReadLimit { count: 1, bytes: 1 }, None).await?;
-    found.dead_letter = oldest.first().map(|letter| letter.dead_lettered_at);
-    Ok(found)
+    match store.dead_letters().list(None, ReadLimit { count: 1, bytes: 1 }, None).await {
+        Ok(letters) => found.dead_letter = letters.first().map(|letter| letter.dead_lettered_at),
+        Err(StoreError::Closed) => return None,
+        Err(error) => tracing::debug!(%error, "The age of the oldest dead letter cannot be read"),
+    }
+    Some(found)
 }

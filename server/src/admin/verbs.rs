@@ -69,8 +69,8 @@ impl Verbs {
     pub async fn carry_out(&self, request: Request) -> Result<Value, Refusal> {
         match request {
             Request::Ledger => json(&self.ledger().await),
-            Request::Queues => json(&self.queues().await?),
-            Request::Queue { name } => json(&self.queue_answer(&self.queue(&name)?, &self.detached()).await?),
+            Request::Queues => json(&self.queues().await),
+            Request::Queue { name } => json(&self.queue_answer(&self.queue(&name)?, &self.detached()).await),
             Request::Messages { queue, page } => json(&self.messages(&self.queue(&queue)?, page).await?),
             Request::Purge { queue, order } => json(&purge(&self.queue(&queue)?, order)),
             Request::DeadLetters { queue, page } => json(&self.dead_letters(queue.as_deref(), page).await?),
@@ -118,13 +118,13 @@ impl Verbs {
         }
     }
 
-    async fn queues(&self) -> Result<QueuesAnswer, Refusal> {
+    async fn queues(&self) -> QueuesAnswer {
         let detached = self.detached();
         let mut queues = Vec::new();
         for queue in self.store().queues() {
-            queues.push(self.queue_answer(&queue, &detached).await?);
+            queues.push(self.queue_answer(&queue, &detached).await);
         }
-        Ok(QueuesAnswer { queues })
+        QueuesAnswer { queues }
     }
 
     /// Names of the queues that no route leads to.
@@ -133,12 +133,16 @@ impl Verbs {
         queues.filter(|queue| queue.detached).map(|queue| queue.queue).collect()
     }
 
-    async fn queue_answer(&self, queue: &Queue, detached: &HashSet<String>) -> Result<QueueAnswer, Refusal> {
+    async fn queue_answer(&self, queue: &Queue, detached: &HashSet<String>) -> QueueAnswer {
         let (endpoint, priority) = split_queue_name(queue.name());
-        let oldest = queue.oldest_accepted_at().await.map_err(store)?;
+        // One that cannot be read must not hide the others.
+        let oldest = queue.oldest_accepted_at().await.unwrap_or_else(|error| {
+            tracing::warn!(queue = queue.name(), %error, "The oldest message of a queue cannot be read");
+            None
+        });
         let ledger = queue.ledger();
         let is_detached = detached.contains(queue.name());
-        Ok(QueueAnswer {
+        QueueAnswer {
             queue: queue.name().to_owned(),
             endpoint: endpoint.to_owned(),
             priority,
@@ -148,7 +152,7 @@ impl Verbs {
             checkpoint: queue.checkpoint().get(),
             tail: queue.tail().get(),
             ledger: ledger.into(),
-        })
+        }
     }
 
     async fn messages(&self, queue: &Queue, page: Page) -> Result<MessagesAnswer, Refusal> {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use edgehub_storage::{
-    AppendRequest, Durability, Outcome, Queue, ReadLimit, Record, Settlement, Store, StoreOptions, Target,
-    Ttl,
+    AppendRequest, Durability, Outcome, Overflow, Queue, ReadLimit, Record, Settlement, Store, StoreOptions,
+    Target, Ttl,
 };
 
 /// Records of one request: what one read of a socket brings.
@@ -25,7 +25,11 @@ async fn append(store: &Store, queues: &[Queue], turns: u64) -> Duration {
                 bytes: body.clone(),
                 targets: queues
                     .iter()
-                    .map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite })
+                    .map(|queue| Target {
+                        queue: queue.id(),
+                        ttl: Ttl::Infinite,
+                        overflow: Overflow::RejectNew,
+                    })
                     .collect(),
             };
             let records = (0..RECORDS).map(|_| record()).collect();

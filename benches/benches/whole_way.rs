@@ -12,8 +12,8 @@ use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
-use edgehub_routing::HubConfig;
-use edgehub_storage::{Durability, Store, StoreOptions};
+use edgehub_routing::{HubConfig, OverflowPolicy};
+use edgehub_storage::{Durability, Store, StoreLimits, StoreOptions};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -81,8 +81,14 @@ fn hub(durability: Option<Durability>) -> (Hub, TempDir) {
     let options = HubOptions {
         edge_device: Identity::device("edge1").expect("a valid id"),
         clients_max: 16,
-        module_pump: ModulePumpOptions { window: 64, ack_timeout: ACK_TIMEOUT },
+        module_pump: ModulePumpOptions {
+            window: 64,
+            ack_timeout: ACK_TIMEOUT,
+            ..ModulePumpOptions::default()
+        },
         upstream: None,
+        overflow: OverflowPolicy::RejectNew,
+        limits: StoreLimits::default(),
     };
     let hub = Hub::start(options, store, Arc::new(Trusting), Handle::current());
     let config = HubConfig::parse(&json!({

@@ -230,10 +230,16 @@ pub struct Deliveries {
 pub enum Outcome {
     /// The receiver has it.
     Accepted,
-    /// The receiver will never take it.
+    /// The receiver will never take it: AMQP `rejected`, or `modified` with undeliverable-here.
     Rejected,
-    /// The receiver does not take it now; offer it again.
+    /// The receiver gave it back: AMQP `released`, or `modified` without undeliverable-here. It is offered again,
+    /// a limited number of times.
     Released,
+    /// It did not reach the receiver, which takes nothing from this input at present, or whose link is gone. It is
+    /// offered again, however often that takes.
+    NotOffered,
+    /// The head cannot put it into its protocol, now or later.
+    NotConvertible,
 }
 
 /// Takes the outcomes of deliveries back to the pump that made them. Cheap to clone; never blocks.

@@ -8,7 +8,9 @@
 mod routing;
 mod view;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use edgehub_routing::{Candidates, Decision, MessageSource};
@@ -17,13 +19,16 @@ use metrics::{Counter, Histogram, counter, histogram};
 use smallvec::SmallVec;
 
 use crate::backend::PublishError;
+use crate::head::warn_limit::WarnLimit;
 use crate::message::{MESSAGE_BYTES_MAX, Message, Sender, SystemProperty, Value};
 
-pub use routing::{QueuePlan, Routing, queue_name, split_queue_name};
+pub use routing::{QueuePlan, RouteDefaults, Routing, queue_name, split_queue_name};
 use view::View;
 
 /// Outputs of one connection whose candidate routes are kept; a client that names more pays for the look-up.
 const OUTPUTS_CACHED_MAX: usize = 64;
+
+static REFUSAL_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// Decides and stores.
 #[derive(Clone)]
@@ -36,15 +41,28 @@ pub struct Dispatch {
 pub struct Publisher {
     routing: arc_swap::Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     store: Store,
-    id: String,
+    id: Arc<str>,
     decision: Decision,
     outputs: Vec<Output>,
     generation: u64,
     sizes: Histogram,
 }
 
+/// The acknowledgement of published messages: resolves when all of them are stored, or none is. Messages that could not be
+/// stored are counted and warned of here.
+pub struct Published {
+    commit: Commit,
+    from: Arc<str>,
+    /// What was to be stored, in messages times queues, by output.
+    references: References,
+}
+
+type References = SmallVec<[(Arc<str>, u64); 1]>;
+
 struct Output {
     name: Option<Box<str>>,
+    /// The name as metrics have it; empty without one.
+    label: Arc<str>,
     candidates: Candidates,
     received: Counter,
     unrouted: Counter,
@@ -76,7 +94,7 @@ impl Dispatch {
             outputs: Vec::new(),
             generation: 0,
             sizes: histogram!("edgehub_message_size_bytes", "id" => id.clone()),
-            id,
+            id: id.into(),
         }
     }
 }
@@ -107,12 +125,18 @@ impl Publisher {
     ///
     /// # Errors
     /// When the store is closed or refuses the request.
-    pub async fn publish(&mut self, messages: &[Message]) -> Result<Commit, PublishError> {
-        let request = self.decide(messages);
-        self.store.submit(request).await.map_err(PublishError::from)
+    pub async fn publish(&mut self, messages: &[Message]) -> Result<Published, PublishError> {
+        let (request, references) = self.decide(messages);
+        match self.store.submit(request).await {
+            Ok(commit) => Ok(Published { commit, from: self.id.clone(), references }),
+            Err(error) => {
+                refused(&error, &self.id, &references);
+                Err(error.into())
+            }
+        }
     }
 
-    fn decide(&mut self, messages: &[Message]) -> AppendRequest {
+    fn decide(&mut self, messages: &[Message]) -> (AppendRequest, References) {
         // An `Arc` for the turn: the cache cannot stay borrowed while outputs are looked up.
         let routing = self.routing.load().clone();
         if routing.generation() != self.generation {
@@ -120,6 +144,7 @@ impl Publisher {
             self.generation = routing.generation();
         }
         let mut request = AppendRequest { records: Vec::with_capacity(messages.len()), unrouted: 0 };
+        let mut references = References::new();
         for message in messages {
             let index = self.output(&routing, message);
             let output = &self.outputs[index];
@@ -133,10 +158,15 @@ impl Publisher {
                 output.unrouted.increment(1);
                 request.unrouted += 1;
             } else {
+                let count = targets.len() as u64;
+                match references.iter_mut().find(|(label, _)| Arc::ptr_eq(label, &output.label)) {
+                    Some((_, references)) => *references += count,
+                    None => references.push((output.label.clone(), count)),
+                }
                 request.records.push(Record { bytes: message.to_record(), targets });
             }
         }
-        request
+        (request, references)
     }
 
     /// The cached facts about the message's source.
@@ -153,19 +183,47 @@ impl Publisher {
             Some(module) => MessageSource::Module { module, output: name },
         };
         let label = name.unwrap_or_default().to_owned();
+        let id = self.id.to_string();
         self.outputs.push(Output {
             name: name.map(Box::from),
+            label: label.as_str().into(),
             // A blank output is refused by `check`; a head that does not ask gets a message without routes.
             candidates: routing.table().candidates(&source).unwrap_or_default(),
             received: counter!(
-                "edgehub_messages_received_total", "route_output" => label.clone(), "id" => self.id.clone()
+                "edgehub_messages_received_total", "route_output" => label.clone(), "id" => id.clone()
             ),
             unrouted: counter!(
                 "edgehub_messages_dropped_total",
-                "reason" => "no_route", "from" => self.id.clone(), "from_route_output" => label
+                "reason" => "no_route", "from" => id, "from_route_output" => label
             ),
         });
         self.outputs.len() - 1
+    }
+}
+
+impl Future for Published {
+    type Output = Result<(), PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let stored = std::task::ready!(Pin::new(&mut self.commit).poll(context));
+        if let Err(error) = &stored {
+            refused(error, &self.from, &self.references);
+        }
+        Poll::Ready(stored.map_err(PublishError::from))
+    }
+}
+
+/// Counts messages that are not stored, and says why.
+fn refused(error: &StoreError, from: &str, references: &References) {
+    for (output, count) in references {
+        counter!(
+            "edgehub_messages_unack_total",
+            "reason" => "storage_failure", "from" => from.to_owned(), "from_route_output" => output.to_string()
+        )
+        .increment(*count);
+    }
+    if let Some(others) = REFUSAL_WARNINGS.admit() {
+        tracing::warn!(from, reason = %error, others, "Messages are not stored and not acknowledged");
     }
 }
 

@@ -4,6 +4,7 @@
 //! subscribes or leaves; no guard of one is held while the other is touched, or across an await. `pumps` is a mutex
 //! around what [`Hub::apply`] changes; nothing else takes it but [`Hub::status`]. The way of a message takes none.
 
+mod ages;
 mod authenticator;
 mod client;
 mod config;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use ahash::AHashMap;
 use bytes::Bytes;
 use dashmap::DashMap;
-use edgehub_storage::{Queue, Store, StoreError, Table};
+use edgehub_routing::OverflowPolicy;
+use edgehub_storage::{Queue, Store, StoreError, StoreLimits, Table};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -25,17 +27,18 @@ use tokio::sync::watch;
 use crate::backend::{
     Backend, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
 };
-use crate::delivery::{Consumer, ModulePump, ModulePumpOptions, Presence};
+use crate::delivery::{Consumer, Losses, ModulePump, ModulePumpOptions, Presence};
 use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
 
+use ages::Ages;
 pub use authenticator::{Authenticating, Authenticator};
 pub use client::HubClient;
 pub use client::HubCommit;
 pub use config::{Applied, ApplyError};
-pub use status::{ClientStatus, LedgerStatus, QueueStatus, Status};
+pub use status::{ClientStatus, DeadLetterStatus, LedgerStatus, QueueStatus, SpaceStatus, Status};
 
 /// How a hub is set up. All parts have a meaning of their own; there is no hidden default.
 pub struct HubOptions {
@@ -47,6 +50,10 @@ pub struct HubOptions {
     pub module_pump: ModulePumpOptions,
     /// The way up, if there is one.
     pub upstream: Option<UpstreamOptions>,
+    /// What becomes of a route's messages when the store is full, if the route does not say.
+    pub overflow: OverflowPolicy,
+    /// How much room the store may take; the configuration says [`StoreLimits::max_bytes`], see [`Hub::apply`].
+    pub limits: StoreLimits,
 }
 
 /// A running hub. Cheap to clone; it stops with [`Hub::stop`].
@@ -59,7 +66,11 @@ struct Inner {
     edge_device: Identity,
     clients_max: usize,
     module_pump: ModulePumpOptions,
+    overflow: OverflowPolicy,
+    limits: StoreLimits,
     store: Store,
+    losses: Arc<Losses>,
+    ages: Ages,
     dispatch: Dispatch,
     authenticator: Arc<dyn Authenticator>,
     clients: DashMap<Identity, Connected, ahash::RandomState>,
@@ -95,14 +106,22 @@ impl Hub {
         authenticator: Arc<dyn Authenticator>,
         delivery: Handle,
     ) -> Self {
-        let upstream = options
-            .upstream
-            .map(|upstream_options| upstream::start(upstream_options, store.clone(), &delivery));
+        let losses = Arc::new(Losses::new(&store));
+        let upstream = options.upstream.map(|upstream_options| {
+            upstream::start(upstream_options, store.clone(), losses.clone(), &delivery)
+        });
+        store.set_limits(options.limits);
+        let ages = Ages::new();
+        delivery.spawn(ages.clone().watch(store.clone()));
         Self {
             inner: Arc::new(Inner {
                 edge_device: options.edge_device,
                 clients_max: options.clients_max,
                 module_pump: options.module_pump,
+                overflow: options.overflow,
+                limits: options.limits,
+                losses,
+                ages,
                 dispatch: Dispatch::new(store.clone()),
                 store,
                 authenticator,
@@ -134,6 +153,7 @@ impl Hub {
         };
         let _ = tokio::time::timeout(limit, closing).await;
         self.inner.pumps.lock().modules.clear();
+        self.inner.ages.stop();
         if let Some(upstream) = &self.inner.upstream {
             upstream.stop(limit).await;
         }
@@ -156,6 +176,7 @@ impl Hub {
             self.inner.module_pump,
             self.inner.presence.watch(&module),
             receiver,
+            self.inner.losses.clone(),
         );
         self.inner.delivery.spawn(pump.run());
         pumps.modules.insert(endpoint_id.clone(), sender);

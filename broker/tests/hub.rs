@@ -1,152 +1,22 @@
-//! The hub through its library interface: routes, module inputs, order, windows, retries, take-over, configuration.
+//! The hub through its library interface: routes, module inputs, order, windows, take-over, configuration.
 
 // What a test sets up and cannot have is a failure of the test, with its place.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+mod module_site;
+
 use std::time::Duration;
 
-use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, CloseReason, Command, Credentials, Deliveries, Feature, Login, LoginError, Outcome, Protocol,
-    Settler,
+    Backend, CloseReason, Command, Credentials, Feature, Login, LoginError, Outcome, Protocol,
 };
-use edgehub_broker::delivery::ModulePumpOptions;
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
 use edgehub_broker::identity::Identity;
-use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty};
 use edgehub_routing::HubConfig;
-use edgehub_storage::clock::ManualTimeSource;
-use edgehub_storage::{Store, StoreOptions};
+use module_site::{
+    DEADLINE, QUEUE, Setup, config, connect, ledger, publish, receive, receive_all, setup, to_filter, until,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Everybody is who they say, but for the device `stranger`.
-struct Trusting;
-
-impl Authenticator for Trusting {
-    fn authenticate<'a>(&'a self, login: &'a Login) -> Authenticating<'a> {
-        Box::pin(async move {
-            match login.identity.device_id() {
-                "stranger" => Err(LoginError::Refused("unknown".into())),
-                _ => Ok(()),
-            }
-        })
-    }
-}
-
-struct Setup {
-    hub: Hub,
-    time: Arc<ManualTimeSource>,
-}
-
-fn setup(window: usize, ack_timeout: Duration) -> Setup {
-    let time = Arc::new(ManualTimeSource::new(1_800_000_000_000));
-    let store = Store::open(StoreOptions { time: time.clone(), ..StoreOptions::memory() }).unwrap();
-    let options = HubOptions {
-        edge_device: Identity::device("edge1").unwrap(),
-        clients_max: 4,
-        module_pump: ModulePumpOptions { window, ack_timeout },
-        upstream: None,
-    };
-    let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
-    Setup { hub, time }
-}
-
-fn config(routes: serde_json::Value, ttl: i64) -> HubConfig {
-    HubConfig::parse(&json!({
-        "schemaVersion": "1.1",
-        "routes": routes,
-        "storeAndForwardConfiguration": { "timeToLiveSecs": ttl }
-    }))
-    .unwrap()
-}
-
-fn to_filter() -> HubConfig {
-    let route =
-        r#"FROM /messages/modules/sensor/outputs/out INTO BrokeredEndpoint("/modules/filter/inputs/in1")"#;
-    config(json!({ "toFilter": route }), 3600)
-}
-
-struct Module {
-    client: HubClient,
-    mailbox: mpsc::Receiver<Command>,
-}
-
-async fn connect(hub: &Hub, identity: &str) -> Module {
-    let (sender, mailbox) = mpsc::channel(64);
-    let login = Login {
-        identity: Identity::parse(identity).unwrap(),
-        credentials: Credentials::None,
-        auth_chain: None,
-        product_info: "".into(),
-        model_id: None,
-        protocol: Protocol::Mqtt,
-        peer: None,
-    };
-    let client = hub.login(login, sender).await.unwrap();
-    Module { client, mailbox }
-}
-
-async fn publish(hub: &Hub, module: &mut Module, numbers: std::ops::Range<u32>) {
-    let sender = hub.sender(&module.client);
-    let messages = numbers
-        .map(|number| {
-            let text = number.to_string();
-            let properties = Properties::copied_from([
-                (PropertyName::System(SystemProperty::OutputName), "out"),
-                (PropertyName::Application("number"), text.as_str()),
-            ]);
-            Message::new(sender.clone(), properties, Bytes::from(text.clone()))
-        })
-        .collect();
-    hub.publish(&mut module.client, messages).await.unwrap().await.unwrap();
-}
-
-/// The next messages, as the numbers in their bodies, with what settles them.
-async fn receive(module: &mut Module) -> (Vec<u32>, Vec<u64>, Settler) {
-    match tokio::time::timeout(DEADLINE, module.mailbox.recv()).await.expect("a delivery in time") {
-        Some(Command::Deliver(Deliveries { messages, settler, .. })) => {
-            let tags = messages.iter().map(|(tag, _)| *tag).collect();
-            let numbers = messages
-                .iter()
-                .map(|(_, message)| std::str::from_utf8(&message.body).unwrap().parse().unwrap())
-                .collect();
-            (numbers, tags, settler)
-        }
-        other => panic!("a delivery was expected, not {other:?}"),
-    }
-}
-
-async fn receive_all(module: &mut Module, count: usize) -> Vec<u32> {
-    let mut seen = Vec::new();
-    while seen.len() < count {
-        let (numbers, tags, settler) = receive(module).await;
-        seen.extend(numbers);
-        settler.settle(tags.into_iter().map(|tag| (tag, Outcome::Accepted)));
-    }
-    seen
-}
-
-fn ledger(hub: &Hub, queue: &str) -> LedgerStatus {
-    let status = hub.status();
-    assert_eq!(status.gap, 0);
-    let found = status.queues.into_iter().find(|status| status.queue == queue).expect("the queue exists");
-    assert_eq!(found.ledger.gap, 0);
-    found.ledger
-}
-
-async fn until(mut condition: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "the condition did not come true in time");
-        tokio::task::yield_now().await;
-    }
-}
-
-const QUEUE: &str = "edge1/filter/in1";
 
 #[tokio::test]
 async fn messages_of_an_output_reach_the_input_in_order_and_within_the_window() {
@@ -210,7 +80,7 @@ async fn a_released_or_late_message_comes_again_and_a_rejected_one_is_counted() 
     let (after_time_out, tags, settler) = receive(&mut filter).await;
     assert_eq!(after_time_out, [0]);
     settler.settle([(tags[0], Outcome::Rejected)]);
-    until(|| ledger(&hub, QUEUE).dropped.get("rejected_by_receiver") == Some(&1)).await;
+    until(|| ledger(&hub, QUEUE).dead_lettered == 1).await;
     publish(&hub, &mut sensor, 1..3).await;
     assert_eq!(receive_all(&mut filter, 2).await, [1, 2]);
 }
@@ -292,6 +162,11 @@ async fn a_bad_route_keeps_its_last_good_version_and_a_removed_one_keeps_its_mes
     let detached = hub.status().queues.into_iter().find(|status| status.queue == QUEUE).unwrap();
     assert!(detached.detached);
     assert_eq!(detached.ledger.queued, 3);
+    until(|| {
+        let queues = hub.status().queues;
+        queues.iter().any(|status| status.queue == QUEUE && status.oldest_age_secs.is_some())
+    })
+    .await;
 
     hub.apply(&to_filter()).unwrap();
     let mut filter = connect(&hub, "edge1/filter").await;

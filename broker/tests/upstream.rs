@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_broker::amqp::Outcome;
+use edgehub_broker::amqp::{Condition, Error, Outcome};
 use edgehub_broker::backend::{Backend, Credentials, Login, LoginError, Protocol, PublishError};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
@@ -19,9 +19,9 @@ use edgehub_broker::identity::{
 };
 use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty, Value};
 use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
-use edgehub_routing::HubConfig;
+use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::clock::ManualTimeSource;
-use edgehub_storage::{Store, StoreOptions};
+use edgehub_storage::{DeadLetterReason, ReadLimit, Store, StoreLimits, StoreOptions};
 use recording::{DEADLINE, Recording, until};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -40,6 +40,7 @@ impl Authenticator for Trusting {
 
 struct Site {
     hub: Hub,
+    scope: Arc<ScopeCache>,
     time: Arc<ManualTimeSource>,
 }
 
@@ -64,11 +65,18 @@ fn record(text: &str) -> ServiceIdentity {
 struct Knobs {
     operation_timeout: Duration,
     senders: usize,
+    lower_share_percent: u8,
+    backoff: BackoffOptions,
 }
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { operation_timeout: DEADLINE, senders: 0 }
+        Self {
+            operation_timeout: DEADLINE,
+            senders: 0,
+            lower_share_percent: 0,
+            backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+        }
     }
 }
 
@@ -81,6 +89,7 @@ fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
         ["edge1", "edge1/m1", "edge1/m2", "edge1/slow"].into_iter().map(record).collect();
     known.extend((0..knobs.senders).map(|number| record(&format!("edge1/n{number}"))));
     scope.replace_all(known).unwrap();
+    let scope = Arc::new(scope);
     let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
     let upstream = UpstreamOptions {
         host: "localhost".into(),
@@ -89,21 +98,25 @@ fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
         tokens: Arc::new(TokenSource::new(CLOUD_HOST, &own, Arc::new(key))),
         identity: own,
         tls,
-        scope: Arc::new(scope),
+        scope: scope.clone(),
         batch_max: 10,
         operation_timeout: knobs.operation_timeout,
         idle_timeout: Duration::from_secs(60),
-        backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+        backoff: knobs.backoff,
+        lower_share_percent: knobs.lower_share_percent,
+        gives_up_out_of_scope: true,
         product_info: "test".into(),
     };
     let options = HubOptions {
         edge_device: identity("edge1"),
         clients_max: 10_000,
-        module_pump: ModulePumpOptions { window: 16, ack_timeout: DEADLINE },
+        module_pump: ModulePumpOptions::default(),
         upstream: Some(upstream),
+        overflow: OverflowPolicy::RejectNew,
+        limits: StoreLimits::default(),
     };
     let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
-    let site = Site { hub, time };
+    let site = Site { hub, scope, time };
     site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
     site
 }
@@ -152,7 +165,6 @@ impl Site {
     /// The account of a queue; nothing may be unexplained anywhere.
     fn ledger(&self, queue: &str) -> LedgerStatus {
         let status = self.hub.status();
-        assert_eq!(status.gap, 0);
         assert!(status.queues.iter().all(|queue| queue.ledger.gap == 0));
         let found = status.queues.into_iter().find(|status| status.queue == queue);
         found.expect("the queue exists").ledger
@@ -160,6 +172,19 @@ impl Site {
 
     fn upstream(&self) -> UpstreamStatus {
         self.hub.status().upstream.unwrap()
+    }
+
+    /// Reason and attempts of the dead letters, when there are as many.
+    async fn dead_letters(&self, count: usize) -> Vec<(DeadLetterReason, u32)> {
+        let limit = ReadLimit { count: 1_000, bytes: 1 << 20 };
+        let mut letters = Vec::new();
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while letters.len() < count {
+            assert!(tokio::time::Instant::now() < deadline, "{letters:?}");
+            self.hub.store().flush().await.unwrap();
+            letters = self.hub.store().dead_letters().list(None, limit, None).await.unwrap();
+        }
+        letters.into_iter().map(|letter| (letter.reason, letter.attempts)).collect()
     }
 
     async fn delivered(&self, queue: &str, count: u64) {
@@ -276,7 +301,7 @@ async fn a_refused_sender_waits_alone_and_goes_on_when_it_is_accepted_again() {
 }
 
 #[tokio::test]
-async fn of_a_refused_batch_only_the_guilty_message_is_dropped() {
+async fn of_a_refused_batch_only_the_guilty_message_is_a_dead_letter() {
     let (server_tls, client_tls) = tls();
     let cloud = Recording::default();
     let too_large = PublishError::TooLarge { size_bytes: 2, limit_bytes: 1 };
@@ -288,8 +313,9 @@ async fn of_a_refused_batch_only_the_guilty_message_is_dropped() {
     site.delivered(QUEUE, 19).await;
     let others: Vec<u32> = (0..20).filter(|number| *number != 13).collect();
     assert_eq!(cloud.numbers("edge1/m1"), others);
-    let dropped = site.ledger(QUEUE).dropped;
-    assert_eq!(dropped.into_iter().collect::<Vec<_>>(), [("rejected_by_receiver", 1)]);
+    assert_eq!(site.ledger(QUEUE).dead_lettered, 1);
+    let letters = site.dead_letters(1).await;
+    assert_eq!(letters, [(DeadLetterReason::RejectedByReceiver, 1)]);
     // After it, batches again.
     site.publish(&mut m1, "out", 20..30).await;
     site.delivered(QUEUE, 29).await;
@@ -443,6 +469,106 @@ async fn urgent_messages_go_first_after_an_outage_and_priorities_may_come_later(
     site.delivered(QUEUE, 70).await;
     assert_eq!(site.ledger("iothub_Pri0").delivered, 20);
     drop(server);
+}
+
+#[tokio::test]
+async fn what_was_sent_behind_a_refused_batch_and_accepted_is_not_sent_again() {
+    let refuses_13 = |numbers: &[u32]| match numbers.contains(&13) {
+        true => {
+            Outcome::Rejected(Some(Error::new(Condition::of("amqp:link:message-size-exceeded"), "large")))
+        }
+        false => Outcome::Accepted,
+    };
+    let peer = Scripted::default();
+    peer.manners.lock().outcome = refuses_13;
+    let (server, client_tls) = scripted(&peer).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..100).await;
+    site.delivered(QUEUE, 99).await;
+    let mut numbers = peer.numbers("m1");
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..100).filter(|number| *number != 13).collect::<Vec<_>>(), "each once");
+    assert_eq!(site.dead_letters(1).await, [(DeadLetterReason::RejectedByReceiver, 1)]);
+    assert_eq!(site.upstream().failures, 0);
+    assert_eq!(*peer.tokens_seen.lock(), 2, "the link stays");
+}
+
+#[tokio::test]
+async fn messages_of_senders_that_left_the_scope_are_dead_letters_and_others_flow() {
+    let (server_tls, client_tls) = tls();
+    let cloud = Recording::default();
+    let refused = LoginError::Refused("not yet".into());
+    cloud.state.lock().refused.insert(identity("edge1/m1"), refused);
+    let server = Server::head(0, server_tls, cloud.clone()).await;
+    let site = site(server.port, client_tls, &Knobs::default());
+    let mut m1 = site.connect("edge1/m1").await;
+    let mut m2 = site.connect("edge1/m2").await;
+    site.publish(&mut m1, "out", 0..30).await;
+    site.publish(&mut m2, "out", 0..10).await;
+    until("the other flows", || site.ledger(QUEUE).delivered == 10).await;
+    assert_eq!(site.ledger(QUEUE).queued, 30, "in scope, whatever the upstream says");
+    site.scope.remove(&identity("edge1/m1"));
+    let letters = site.dead_letters(30).await;
+    assert_eq!(letters, [(DeadLetterReason::OutOfScope, 1); 30]);
+    site.publish(&mut m2, "out", 10..20).await;
+    site.delivered(QUEUE, 20).await;
+    assert_eq!(site.upstream().parked_senders, 0);
+    drop(server);
+}
+
+#[tokio::test]
+async fn an_urgent_message_does_not_wait_for_the_pause_of_a_less_urgent_one() {
+    let busy_from_100 = |numbers: &[u32]| match numbers.iter().any(|number| *number >= 100) {
+        true => Outcome::Released,
+        false => Outcome::Accepted,
+    };
+    let peer = Scripted::default();
+    peer.manners.lock().outcome = busy_from_100;
+    let (server, client_tls) = scripted(&peer).await;
+    let never = BackoffOptions { first: Duration::from_secs(3_600), max: Duration::from_secs(3_600) };
+    let site = site(server.port, client_tls, &Knobs { backoff: never, ..Knobs::default() });
+    let urgent = json!({ "route": "FROM /messages/modules/m1/outputs/urgent INTO $upstream", "priority": 0 });
+    site.apply(json!({ "normal": "FROM /messages/modules/m1/outputs/out INTO $upstream", "urgent": urgent }));
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 100..150).await;
+    until("parked", || site.upstream().parked_senders == 1).await;
+    for number in 0..5 {
+        site.publish(&mut m1, "urgent", number..number + 1).await;
+        until("sent", || site.ledger("iothub_Pri0").delivered == u64::from(number) + 1).await;
+        until("parked again", || site.upstream().parked_senders == 1).await;
+    }
+    assert_eq!(peer.numbers("m1"), [0, 1, 2, 3, 4]);
+    assert_eq!(site.ledger(QUEUE).queued, 50);
+}
+
+#[tokio::test]
+async fn less_urgent_messages_have_their_share_upstream() {
+    for (lower_share_percent, expected) in [(0, 0..=0), (50, 20..=90)] {
+        let (server_tls, client_tls) = tls();
+        let cloud = Recording::default();
+        let server = Server::head(0, server_tls.clone(), cloud.clone()).await;
+        let port = server.stop().await;
+        let site = site(port, client_tls, &Knobs { lower_share_percent, ..Knobs::default() });
+        let urgent =
+            json!({ "route": "FROM /messages/modules/m1/outputs/urgent INTO $upstream", "priority": 0 });
+        site.apply(
+            json!({ "normal": "FROM /messages/modules/m1/outputs/out INTO $upstream", "urgent": urgent }),
+        );
+        let mut m1 = site.connect("edge1/m1").await;
+        site.publish(&mut m1, "out", 1000..1300).await;
+        site.publish(&mut m1, "urgent", 0..300).await;
+        let server = Server::head(port, server_tls, cloud.clone()).await;
+        site.delivered(QUEUE, 300).await;
+        site.delivered("iothub_Pri0", 300).await;
+        let numbers = cloud.numbers("edge1/m1");
+        let lower = numbers[..150].iter().filter(|number| **number >= 1000).count();
+        assert!(expected.contains(&lower), "{lower} of 150 with {lower_share_percent} %");
+        let (low, urgent): (Vec<u32>, Vec<u32>) = numbers.into_iter().partition(|number| *number >= 1000);
+        assert_eq!(low, (1000..1300).collect::<Vec<_>>());
+        assert_eq!(urgent, (0..300).collect::<Vec<_>>());
+        drop(server);
+    }
 }
 
 #[tokio::test]

@@ -23,6 +23,37 @@ pub struct SchemaVersion {
     pub minor: u32,
 }
 
+/// What becomes of a route's message that the store has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OverflowPolicy {
+    /// The sender is refused, and may send it again.
+    RejectNew,
+    /// The oldest messages of the route's queue are dropped to make room.
+    DropOldest,
+    /// The oldest messages of the route's queue are moved to the dead letters to make room.
+    DeadLetter,
+}
+
+impl OverflowPolicy {
+    /// All policies.
+    pub const ALL: [OverflowPolicy; 3] =
+        [OverflowPolicy::RejectNew, OverflowPolicy::DropOldest, OverflowPolicy::DeadLetter];
+
+    /// The word for it in documents and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            OverflowPolicy::RejectNew => "reject-new",
+            OverflowPolicy::DropOldest => "drop-oldest",
+            OverflowPolicy::DeadLetter => "dead-letter",
+        }
+    }
+
+    /// The policy with this name, to the letter.
+    pub fn parse(name: &str) -> Option<OverflowPolicy> {
+        OverflowPolicy::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+}
+
 /// A route of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnedRouteSpec {
@@ -34,6 +65,8 @@ pub struct OwnedRouteSpec {
     pub priority: u32,
     /// In seconds; 0 means the hub-wide value.
     pub time_to_live_secs: u32,
+    /// What to do when the store is full; none means the hub-wide policy.
+    pub overflow: Option<OverflowPolicy>,
 }
 
 impl OwnedRouteSpec {
@@ -81,6 +114,8 @@ pub enum ConfigCategory {
     PriorityRange,
     /// A time-to-live that is not allowed.
     TimeToLiveRange,
+    /// An overflow policy that does not exist.
+    Overflow,
     /// The text of a route does not parse.
     RouteParse,
     /// The text of a route names no sink.
@@ -104,6 +139,7 @@ impl ConfigCategory {
             ConfigCategory::RouteName => "route-name",
             ConfigCategory::PriorityRange => "priority-range",
             ConfigCategory::TimeToLiveRange => "ttl-range",
+            ConfigCategory::Overflow => "overflow",
             ConfigCategory::RouteParse => "route-parse",
             ConfigCategory::RouteSink => "route-sink",
             ConfigCategory::StoreAndForward => "store-and-forward",
@@ -330,6 +366,7 @@ fn route_entry(
             text: text.to_owned(),
             priority: DEFAULT_PRIORITY,
             time_to_live_secs: 0,
+            overflow: None,
         }))
     };
     match value {
@@ -382,7 +419,18 @@ fn object_form(name: &str, entry: &Map<String, Value>) -> Result<OwnedRouteSpec,
             }
         },
     };
-    Ok(OwnedRouteSpec { name: name.to_owned(), text, priority, time_to_live_secs })
+    let overflow = match member("overflow") {
+        None => None,
+        Some(value) => match value.as_str().and_then(OverflowPolicy::parse) {
+            Some(policy) => Some(policy),
+            None => {
+                let names = OverflowPolicy::ALL.map(OverflowPolicy::name).join(", ");
+                let message = format!("overflow must be one of {names}");
+                return Err(ConfigError::new(ConfigCategory::Overflow, message));
+            }
+        },
+    };
+    Ok(OwnedRouteSpec { name: name.to_owned(), text, priority, time_to_live_secs, overflow })
 }
 
 /// A whole number, also as a text or as a real without a fraction.
@@ -395,5 +443,40 @@ fn whole_number(value: &Value) -> Option<i128> {
         },
         Value::String(text) => text.trim().parse().ok(),
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(route: Value) -> HubConfig {
+        HubConfig::parse(&json!({
+            "schemaVersion": "1.1",
+            "routes": { "r": route },
+            "storeAndForwardConfiguration": { "timeToLiveSecs": 1 }
+        }))
+        .expect("a document")
+    }
+
+    #[test]
+    fn a_route_may_say_what_becomes_of_its_messages_when_the_store_is_full() {
+        let text = "FROM /* INTO $upstream";
+        assert_eq!(parse(json!(text)).routes[0].overflow, None);
+        assert_eq!(parse(json!({ "route": text })).routes[0].overflow, None);
+        for policy in OverflowPolicy::ALL {
+            let config = parse(json!({ "route": text, "overflow": policy.name() }));
+            assert_eq!(config.routes[0].overflow, Some(policy));
+        }
+        for bad in [json!("Drop-Oldest"), json!(""), json!(1), json!(null)] {
+            let config = parse(json!({ "route": text, "overflow": bad }));
+            assert!(config.routes.is_empty());
+            let error = &config.rejected[0];
+            assert_eq!(error.category, ConfigCategory::Overflow);
+            let message =
+                "overflow in route \"r\": overflow must be one of reject-new, drop-oldest, dead-letter";
+            assert_eq!(error.to_string(), message);
+        }
     }
 }

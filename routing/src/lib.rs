@@ -89,7 +89,9 @@ mod value;
 mod walker;
 
 pub use condition::{Condition, check_body_path};
-pub use config::{ConfigCategory, ConfigError, HubConfig, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion};
+pub use config::{
+    ConfigCategory, ConfigError, HubConfig, OverflowPolicy, OwnedRouteSpec, PRIORITY_MAX, SchemaVersion,
+};
 pub use diagnostic::{Category, Diagnostic, Stage, Suggestion, TextRange};
 pub use evaluate::Truth;
 pub use explain::{

@@ -1,9 +1,15 @@
 //! Owns the command line.
 
+mod operate;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use operate::{
+    DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions, QueuesCommand,
+};
 
 use crate::demo::DemoOptions;
 
@@ -34,6 +40,14 @@ pub enum Command {
     /// Checks routes, explains what they do with a message, tests them against vectors; needs no running hub
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Shows the account of a running hub; exit code 1 when it does not add up
+    Ledger(LedgerOptions),
+    /// Looks into the queues of a running hub
+    #[command(subcommand)]
+    Queues(QueuesCommand),
+    /// Looks into the dead letters of a running hub, puts them back or drops them
+    #[command(subcommand)]
+    Dlq(DeadLettersCommand),
 }
 
 /// Options of `edgehub cloud`.
@@ -249,5 +263,27 @@ mod tests {
         let Some(Command::Run(options)) = run.command else { panic!("{run:?}") };
         assert_eq!(options.manifest, Some(PathBuf::from("m")));
         assert!(CommandLine::try_parse_from(["edgehub", "--set", "a"]).is_err());
+    }
+
+    #[test]
+    fn dead_letters_are_named_in_one_way() {
+        let parse = |line: &str| CommandLine::try_parse_from(line.split(' '));
+        for line in
+            ["edgehub dlq redrive 1 2", "edgehub dlq drop --all", "edgehub dlq drop --queue q --apply"]
+        {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for line in [
+            "edgehub dlq drop",
+            "edgehub dlq drop --apply",
+            "edgehub dlq drop 1 --all",
+            "edgehub dlq drop --queue q --all",
+            "edgehub dlq redrive x",
+            "edgehub dlq show",
+            "edgehub queues purge",
+            "edgehub queues show q --limit 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 }

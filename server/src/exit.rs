@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::admin::client::AdminError;
+use crate::admin::socket::SocketError;
 use crate::certificate::CertificateError;
 use crate::listen::ListenError;
 use crate::manifest::ManifestError;
@@ -26,6 +28,12 @@ pub enum Failure {
     /// A port cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The operator's socket cannot be opened.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A running hub cannot be asked, or does not do it.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] edgehub_storage::OpenError),
@@ -65,8 +73,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 1: settings, certificates, manifest, routes or command line must be corrected; 2: a port is not to be had;
-    /// 3: the system refused something; 4: the store cannot be opened.
+    /// 1: settings, certificates, manifest, routes or command line must be corrected; 2: a port or the operator's
+    /// socket is not to be had; 3: the system refused something; 4: the store cannot be opened; 5: no hub is running.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::CommandLine(_)
@@ -77,10 +85,15 @@ impl Failure {
             | Self::NoConfiguration
             | Self::Configuration(_)
             | Self::Cloud(_)
-            | Self::RouteFile { .. } => 1,
-            Self::Listen(_) => 2,
+            | Self::RouteFile { .. }
+            | Self::Admin(AdminError::Refused(_) | AdminError::Path(_)) => 1,
+            Self::Listen(_) | Self::Socket(_) => 2,
+            Self::System { .. }
+            | Self::Admin(
+                AdminError::Forbidden { .. } | AdminError::Timeout { .. } | AdminError::Protocol { .. },
+            ) => 3,
             Self::Store(_) => 4,
-            Self::System { .. } => 3,
+            Self::Admin(AdminError::NoHub { .. } | AdminError::SwitchedOff) => 5,
         })
     }
 }

@@ -13,7 +13,7 @@ use edgehub_broker::identity::{
 };
 use edgehub_broker::upstream::UpstreamOptions;
 use edgehub_routing::HubConfig;
-use edgehub_storage::{Durability, KeyedState, Store, StoreOptions, Table};
+use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
 use tokio::runtime::{Handle, Runtime};
 use tokio_rustls::server::TlsStream;
 use tracing::{error, info, warn};
@@ -89,6 +89,8 @@ impl RunningHub {
             operation_timeout: settings.upstream.operation_timeout,
             idle_timeout: Duration::from_secs(60),
             backoff: BackoffOptions::default(),
+            lower_share_percent: settings.delivery.lower_share_percent,
+            gives_up_out_of_scope: settings.scope.tracks_senders,
             product_info: concat!("edgehub/", env!("CARGO_PKG_VERSION")).to_owned(),
         };
         let options = HubOptions {
@@ -97,8 +99,12 @@ impl RunningHub {
             module_pump: ModulePumpOptions {
                 window: usize::from(settings.delivery.module_window),
                 ack_timeout: settings.delivery.ack_timeout,
+                backoff: BackoffOptions::default(),
+                lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
+            overflow: settings.store.overflow,
+            limits: limits(settings),
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
         control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
@@ -219,16 +225,28 @@ fn open_store(settings: &Settings) -> Result<Store, Failure> {
             }
         }
     };
-    let store = Store::open(options)?;
+    let store = Store::open(StoreOptions { limits: limits(settings), ..options })?;
     let queued = store.hub_ledger().queues().queued();
     info!(queued, durability = store.durability_level(), "The store is open");
     Ok(store)
+}
+
+/// The limits that the settings say; the configuration adds that of the whole.
+fn limits(settings: &Settings) -> StoreLimits {
+    StoreLimits {
+        max_bytes: None,
+        free_floor_bytes: settings.store.free_floor_bytes,
+        dead_letters_max_bytes: settings.store.dead_letters_max_bytes,
+    }
 }
 
 fn apply(hub: &Hub, config: &HubConfig, strict: bool) -> Result<(), Failure> {
     let checked = if strict { config.clone().with_lints_as_errors() } else { config.clone() };
     let applied = hub.apply(&checked).map_err(|error| Failure::Configuration(error.to_string()))?;
     info!(routes = applied.routes.join(", "), "Routes in force");
+    if let Some(bytes) = hub.status().space.max_bytes {
+        info!(bytes, "The store is limited");
+    }
     for error in &applied.malformed {
         error!("{error}; the other routes run");
     }

@@ -25,6 +25,9 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Cloud(options)) => edgehub::cloud::execute(&options)?,
         Some(Command::Demo(options)) => return Ok(edgehub::demo::run(&options)),
         Some(Command::Route(command)) => return edgehub::route::execute(&command),
+        Some(Command::Ledger(options)) => return edgehub::admin::command::ledger(&options),
+        Some(Command::Queues(command)) => return edgehub::admin::command::queues(&command),
+        Some(Command::Dlq(command)) => return edgehub::admin::command::dead_letters(&command),
         Some(Command::Certificate(CertificateCommand::CreateDemo(options))) => create_demo(&options)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -35,8 +38,13 @@ fn command_line() -> Result<Option<CommandLine>, Failure> {
     CommandLine::try_parse().map(Some).or_else(|error| {
         if error.use_stderr() {
             let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            return Err(Failure::CommandLine(format!("{first}; see edgehub --help")));
+            // The first paragraph says what is wrong; what is missing stands in lines of its own there.
+            let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            let what = lines.join(" ");
+            return Err(Failure::CommandLine(format!(
+                "{}; see edgehub --help",
+                what.trim_start_matches("error: ")
+            )));
         }
         error.print().map_err(|source| Failure::System { what: "standard output", source })?;
         Ok(None)

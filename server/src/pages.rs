@@ -36,6 +36,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Makes the content of `/status`.
 pub type StatusSource = Box<dyn Fn() -> Value + Send + Sync>;
 
+/// What an operator should look at although the hub serves, one sentence each, with the next step.
+pub type WarningSource = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// Sets gauges.
 pub type Observer = Box<dyn Fn() + Send + Sync>;
 
@@ -56,13 +59,20 @@ pub struct Pages {
     health: RwLock<Health>,
     status: RwLock<Option<StatusSource>>,
     observer: RwLock<Option<Observer>>,
+    warnings: RwLock<Option<WarningSource>>,
 }
 
 impl Pages {
     /// Pages of a hub that is starting. Without a recorder the metrics page is empty.
     pub fn new(recorder: Option<Recorder>) -> Arc<Self> {
         let health = RwLock::new(Health::Starting("the hub is starting".into()));
-        Arc::new(Self { recorder, health, status: RwLock::new(None), observer: RwLock::new(None) })
+        Arc::new(Self {
+            recorder,
+            health,
+            status: RwLock::new(None),
+            observer: RwLock::new(None),
+            warnings: RwLock::new(None),
+        })
     }
 
     /// Says how the hub is from now on.
@@ -79,6 +89,12 @@ impl Pages {
     /// Gives what sets the gauges that are read off the hub; called before the metrics page is made.
     pub fn set_observer(&self, observer: Observer) {
         *self.observer.write() = Some(observer);
+    }
+
+    /// Gives the warnings that `/healthz` shows while the hub is ready. They do not make it unready: a restart
+    /// would not help.
+    pub fn set_warnings(&self, warnings: WarningSource) {
+        *self.warnings.write() = Some(warnings);
     }
 
     /// Serves the pages until it is dropped, so that they tell of a stop as well. To be run on the control
@@ -161,7 +177,10 @@ impl Pages {
 
     fn health(&self) -> (StatusCode, Value) {
         match &*self.health.read() {
-            Health::Ready => (StatusCode::OK, json!({"status": "ready"})),
+            Health::Ready => {
+                let warnings = self.warnings.read().as_ref().map(|source| source()).unwrap_or_default();
+                (StatusCode::OK, json!({"status": "ready", "warnings": warnings}))
+            }
             Health::Starting(reason) => {
                 (StatusCode::SERVICE_UNAVAILABLE, json!({"status": "starting", "reason": reason}))
             }

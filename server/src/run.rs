@@ -1,14 +1,18 @@
 //! Owns the course of `edgehub run`: settings, build, serve, drain.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use edgehub_routing::{ConfigError, HubConfig};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::admin::server as admin_server;
+use crate::admin::socket::AdminListener;
+use crate::admin::verbs::Verbs;
 use crate::certificate::ServerCertificate;
 use crate::cli::{RunOptions, SettingsOptions};
 use crate::exit::Failure;
@@ -18,7 +22,7 @@ use crate::log;
 use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
 use crate::pages::{Health, Pages};
-use crate::settings::{Notice, Settings, Sources};
+use crate::settings::{AdminSocket, Notice, Settings, Sources};
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
 const CONTROL_THREADS: usize = 1;
@@ -54,16 +58,46 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     }));
     let hub = running.hub().clone();
     pages.set_observer(Box::new(move || hub.observe()));
+    let hub = running.hub().clone();
+    pages.set_warnings(Box::new(move || hub.warnings()));
+    let admin = control.block_on(open_admin_socket(&prepared.settings.admin))?;
+    let admin = admin.map(|socket| {
+        let verbs = Arc::new(Verbs::new(running.hub().clone()));
+        control.spawn(admin_server::serve(socket, verbs))
+    });
     pages.set_health(Health::Ready);
     info!("The hub is ready");
     let ended = control.block_on(until_stopped(serving, &prepared));
     pages.set_health(Health::Stopping);
     info!("Stopping");
+    if let Some(admin) = admin {
+        admin.abort();
+        // Waits for the socket's file to be removed; that it was aborted is what we asked for.
+        let _ = control.block_on(admin);
+    }
     running.stop(control.handle());
     control.shutdown_background();
     ended?;
     info!("Shutdown complete.");
     Ok(())
+}
+
+/// The operator's socket, if there is to be one. A hub without it still does its work, so only one that was asked
+/// for by name ends the start.
+async fn open_admin_socket(setting: &AdminSocket) -> Result<Option<AdminListener>, Failure> {
+    let opened = match setting {
+        AdminSocket::Off => return Ok(None),
+        AdminSocket::Given(path) => AdminListener::bind(path).await?,
+        AdminSocket::Default(path) => match AdminListener::bind(path).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                warn!("{error}; `edgehub ledger`, `queues` and `dlq` cannot reach this hub");
+                return Ok(None);
+            }
+        },
+    };
+    info!(path = %opened.path().display(), "The admin socket is open");
+    Ok(Some(opened))
 }
 
 /// Settings, log, manifest, certificate and metrics, in this order.
@@ -98,12 +132,16 @@ pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
 /// # Errors
 /// The first setting that cannot be used.
 pub fn settings(options: &SettingsOptions) -> Result<(Settings, Vec<Notice>), Failure> {
+    Ok(Settings::load(sources(options.config.as_deref(), options.flags()))?)
+}
+
+/// Where settings come from: a file, the environment of this process, and flags.
+pub fn sources(file: Option<&Path>, flags: Vec<(String, String, String)>) -> Sources<'_> {
     // Variables that are not text are none of ours: all our values are.
     let environment = std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
         .collect();
-    let sources = Sources { file: options.config.as_deref(), environment, flags: options.flags() };
-    Ok(Settings::load(sources)?)
+    Sources { file, environment, flags }
 }
 
 /// The runtime of everything that is not a connection.
@@ -157,12 +195,30 @@ fn install_recorder(settings: &Settings) -> Recorder {
 /// # Errors
 /// Signals cannot be watched.
 pub async fn until_signal() -> Result<(), Failure> {
-    let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(unwatched)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(unwatched)?;
-    tokio::select! {
-        _received = terminate.recv() => Ok(()),
-        _received = interrupt.recv() => Ok(()),
+    StopSignals::watch()?.received().await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, watched from here on: one that comes while nobody waits is not lost.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn watch() -> Result<Self, Failure> {
+        let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(unwatched)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(unwatched)?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _received = self.terminate.recv() => {}
+            _received = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -173,10 +229,11 @@ async fn until_stopped(
     prepared: &Prepared,
 ) -> Result<(), Failure> {
     let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
+    let mut stop = StopSignals::watch()?;
     let mut renewed = signal(SignalKind::hangup()).map_err(unwatched)?;
     loop {
         tokio::select! {
-            signalled = until_signal() => return signalled,
+            () = stop.received() => return Ok(()),
             _received = renewed.recv() => reload_certificate(prepared),
             served = &mut serving => return match served {
                 Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),

@@ -28,6 +28,11 @@ fn failures_are_one_line_and_have_their_code() {
         1,
         "edgehub: nothing says who the hub is; set IotHubConnectionString",
     );
+    failed(
+        &program().args(["queues", "purge"]).output().unwrap(),
+        1,
+        "edgehub: the following required arguments were not provided: <NAME>; see edgehub --help",
+    );
     failed(&program().arg("--nonsense").output().unwrap(), 1, "edgehub: unexpected argument '--nonsense'");
     let no_certificate = program().arg("run").env("IotHubConnectionString", IDENTITY).output().unwrap();
     failed(&no_certificate, 1, "edgehub: setting EdgeHubDevServerCertificateFile is missing");
@@ -82,7 +87,9 @@ impl Running {
         let mut command = program();
         command.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
         command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
-        command.envs(environment.iter().copied()).env("usePersistentStorage", "false");
+        // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
+        command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");
+        command.envs(environment.iter().copied());
         command.args(["run", "--manifest", manifest]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
@@ -205,4 +212,32 @@ fn lints_are_logged_and_refuse_a_route_only_in_strict_mode() {
     let mut strict = Running::start_with(manifest, &[("EDGEHUB_ROUTING__STRICT", "true")]);
     strict.until("Routes in force routes=up");
     strict.until("route-lint in route \"late\": trailing-text at line 1 column 33");
+}
+
+#[test]
+fn the_verbs_of_the_operator_reach_a_running_hub() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = folder.path().to_str().unwrap();
+    let verb = |arguments: &[&str]| {
+        program().args(arguments).args(["--set", &format!("StorageFolder={storage}")]).output().unwrap()
+    };
+    let socket = folder.path().join("edgeHub/admin.sock");
+    failed(&verb(&["ledger"]), 5, &format!("edgehub: no hub is running at {}", socket.display()));
+    let mut running = Running::start(&[("StorageFolder", storage), ("EDGEHUB_ADMIN__SOCKET", "")]);
+    running.until_ready();
+    let ledger = verb(&["ledger"]);
+    let text = String::from_utf8(ledger.stdout).unwrap();
+    assert!(ledger.status.success() && text.contains("the ledger adds up"), "{text}");
+    let json = verb(&["queues", "list", "--format", "json"]);
+    let queues: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(!queues["queues"].as_array().unwrap().is_empty(), "{queues}");
+    failed(&verb(&["queues", "show", "nobody"]), 1, "edgehub: there is no queue of this name");
+    failed(&verb(&["queues", "purge", "nobody", "--apply"]), 1, "edgehub: there is no queue of this name");
+    running.signal("-TERM");
+    assert!(running.child.wait().unwrap().success());
+    assert!(!socket.exists());
+    let off = program().args(["ledger", "--set", "admin.socket=off"]).output().unwrap();
+    failed(&off, 5, "edgehub: the setting admin.socket is off");
+    let long = format!("--socket=/{}", "x".repeat(200));
+    failed(&program().args(["ledger", &long]).output().unwrap(), 1, "edgehub: admin socket /xxx");
 }

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use edgehub::settings::{
-    Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind, TlsVersions, known,
+    AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
+    TlsVersions, known,
 };
+use edgehub_routing::OverflowPolicy;
 
 const IDENTITY: (&str, &str) = (
     "IotHubConnectionString",
@@ -57,11 +59,40 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!(settings.delivery.module_window, 16);
     assert!(!settings.routing.strict);
     assert_eq!(settings.delivery.ack_timeout, Duration::from_secs(30));
+    assert_eq!(settings.delivery.lower_share_percent, 0);
+    assert_eq!(settings.store.overflow, OverflowPolicy::RejectNew);
+    assert_eq!(
+        (settings.store.free_floor_bytes, settings.store.dead_letters_max_bytes),
+        (64 << 20, 64 << 20)
+    );
+    assert!(settings.scope.tracks_senders);
     assert_eq!(settings.metrics.message_size_window, Duration::from_secs(3600));
     assert_eq!(settings.log_level, LogLevel::Info);
     assert!(matches!(&settings.store.kind, StoreKind::Persistent { folder, durability: Durability::Sync }
         if folder.ends_with("edgeHub")));
     assert!(matches!(notices[..], [Notice::TemporaryStore(_)]), "{notices:?}");
+}
+
+#[test]
+fn delivery_and_the_store_take_their_own_settings_and_refuse_bad_ones() {
+    let (settings, _) = with_environment(&[
+        ("EDGEHUB_STORE__OVERFLOW", "dead-letter"),
+        ("EDGEHUB_STORE__DEAD_LETTERS_MAX_BYTES", "0"),
+        ("EDGEHUB_DELIVERY__LOWER_PRIORITY_SHARE_PERCENT", "20"),
+        ("TrackDeviceState", "false"),
+    ]);
+    assert_eq!(settings.store.overflow, OverflowPolicy::DeadLetter);
+    assert_eq!(settings.store.dead_letters_max_bytes, 0);
+    assert_eq!(settings.delivery.lower_share_percent, 20);
+    assert!(!settings.scope.tracks_senders);
+    for (name, text) in [
+        ("EDGEHUB_STORE__OVERFLOW", "drop"),
+        ("EDGEHUB_STORE__FREE_FLOOR_BYTES", "-1"),
+        ("EDGEHUB_DELIVERY__LOWER_PRIORITY_SHARE_PERCENT", "51"),
+    ] {
+        let error = load_from(None, &[(name, text)], &[]).expect_err(name).to_string();
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]
@@ -286,4 +317,20 @@ fn every_known_setting_is_accepted_from_the_environment() {
         };
         assert!(!notices.iter().any(|notice| matches!(notice, Notice::Unknown { .. })), "{name}");
     }
+}
+
+#[test]
+fn the_admin_socket_is_found_without_the_rest_of_the_settings() {
+    let found = |environment: &[(&str, &str)]| {
+        let environment = environment.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+        AdminSocket::load(Sources { environment, ..Sources::default() }).unwrap()
+    };
+    let folder = found(&[("StorageFolder", "/var/lib/edgehub")]);
+    assert_eq!(folder, AdminSocket::Default("/var/lib/edgehub/edgeHub/admin.sock".into()));
+    let given = found(&[("StorageFolder", "/var/lib/edgehub"), ("EDGEHUB_ADMIN__SOCKET", "/run/edgehub/s")]);
+    assert_eq!(given, AdminSocket::Given("/run/edgehub/s".into()));
+    assert_eq!(found(&[("EDGEHUB_ADMIN__SOCKET", "off")]), AdminSocket::Off);
+    // The hub itself reads the same.
+    let (settings, _) = with_environment(&[("StorageFolder", "/var/lib/edgehub")]);
+    assert_eq!(settings.admin, folder);
 }

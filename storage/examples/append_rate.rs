@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use edgehub_storage::{
-    AppendRequest, Durability, Offset, Outcome, ReadLimit, Record, Settlement, Store, StoreError,
+    AppendRequest, Durability, Offset, Outcome, Overflow, ReadLimit, Record, Settlement, Store, StoreError,
     StoreOptions, Target, Ttl,
 };
 
@@ -47,7 +47,8 @@ async fn run(
     let start = Instant::now();
     let mut tasks = Vec::new();
     for _ in 0..submitters {
-        let (store, target) = (store.clone(), Target { queue: queue.id(), ttl: Ttl::Infinite });
+        let (store, target) =
+            (store.clone(), Target { queue: queue.id(), ttl: Ttl::Infinite, overflow: Overflow::RejectNew });
         tasks.push(tokio::spawn(async move {
             let mut waits = Vec::new();
             while start.elapsed() < span {

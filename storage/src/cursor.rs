@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-/// How far beyond the checkpoint entries can be settled, and so how far beyond it they are handed out. Bounds
-/// the memory per queue to 128 KiB.
+/// How far beyond the checkpoint entries can be settled one by one, and so how far beyond it they are handed out.
+/// Bounds the memory per queue to 128 KiB, and a bit for each entry that expired or was dropped farther away.
 pub const SETTLE_WINDOW_MAX: u64 = 1 << 20;
 
 const PAGE_BITS: u64 = 4096;
@@ -20,6 +20,22 @@ struct Page {
     bits: Box<PageBits>,
     dirty: bool,
     stored: bool,
+}
+
+impl Page {
+    fn empty() -> Self {
+        Self { bits: Box::new([0; PAGE_WORDS]), dirty: true, stored: false }
+    }
+}
+
+/// The words of page `number` that `from..to` touches, with the bits of it.
+fn masks(number: u64, from: u64, to: u64) -> impl Iterator<Item = (usize, u64)> {
+    let first = number * PAGE_BITS;
+    let (low, high) = (from.max(first) - first, to.min(first + PAGE_BITS) - first);
+    (low / 64..high.div_ceil(64)).map(move |word| {
+        let (begin, end) = (low.saturating_sub(word * 64), (high - word * 64).min(64));
+        (word as usize, u64::MAX >> (64 - (end - begin)) << begin)
+    })
 }
 
 /// The settled entries of one queue.
@@ -87,11 +103,7 @@ impl Cursor {
             self.absorb();
             return true;
         }
-        let page = self.pages.entry(offset / PAGE_BITS).or_insert_with(|| Page {
-            bits: Box::new([0; PAGE_WORDS]),
-            dirty: true,
-            stored: false,
-        });
+        let page = self.pages.entry(offset / PAGE_BITS).or_insert_with(Page::empty);
         let (word, bit) = ((offset % PAGE_BITS / 64) as usize, 1_u64 << (offset % 64));
         if page.bits[word] & bit != 0 {
             return false;
@@ -102,15 +114,56 @@ impl Cursor {
         true
     }
 
-    /// Settles all entries of `from..to` within reach; returns how many were not settled before.
+    /// Settles all entries of `from..to`, out of reach too; returns how many were not settled before.
     pub(crate) fn settle_range(&mut self, from: u64, to: u64) -> u64 {
-        if from <= self.prefix && self.beyond == 0 && to > self.prefix {
-            let settled = to - self.prefix;
+        if to <= self.prefix.max(from) {
+            return 0;
+        }
+        if from <= self.prefix {
+            let known = self.settled_within(self.prefix, to);
+            let fresh = to - self.prefix - known;
+            self.beyond -= known;
             self.prefix = to;
             self.absorb();
-            return settled;
+            return fresh;
         }
-        (from.max(self.prefix)..to).map(|offset| u64::from(self.settle(offset))).sum()
+        let mut fresh = 0;
+        for number in from / PAGE_BITS..=(to - 1) / PAGE_BITS {
+            let page = self.pages.entry(number).or_insert_with(Page::empty);
+            for (index, mask) in masks(number, from, to) {
+                let word = &mut page.bits[index];
+                fresh += u64::from((mask & !*word).count_ones());
+                *word |= mask;
+            }
+            page.dirty = true;
+        }
+        self.beyond += fresh;
+        fresh
+    }
+
+    /// Whether all entries of `from..to` are settled.
+    pub(crate) fn is_settled(&self, from: u64, to: u64) -> bool {
+        let from = from.max(self.prefix);
+        from >= to || self.beyond >= to - from && self.settled_within(from, to) == to - from
+    }
+
+    /// How many entries below `to` are not settled.
+    pub(crate) fn open_below(&self, to: u64) -> u64 {
+        to.saturating_sub(self.prefix) - self.settled_within(self.prefix, to)
+    }
+
+    /// How many entries of `from..to`, which lies beyond the prefix, are settled.
+    fn settled_within(&self, from: u64, to: u64) -> u64 {
+        if self.beyond == 0 || from >= to {
+            return 0;
+        }
+        let pages = self.pages.range(from / PAGE_BITS..=(to - 1) / PAGE_BITS);
+        let settled = |(number, page): (&u64, &Page)| -> u64 {
+            masks(*number, from, to)
+                .map(|(index, mask)| u64::from((page.bits[index] & mask).count_ones()))
+                .sum()
+        };
+        pages.map(settled).sum()
     }
 
     /// The first entry from `from` on that is not settled.
@@ -202,6 +255,10 @@ mod tests {
                 prop_assert_eq!(cursor.end(), settled.last().map_or(0, |last| last + 1).max(prefix));
                 let open = (offset..).find(|at| !settled.contains(at)).expect("the set is finite");
                 prop_assert_eq!(cursor.next_open(offset), open);
+                let open_below = offset - settled.range(..offset).count() as u64;
+                prop_assert_eq!(cursor.open_below(offset), open_below);
+                let all = (offset..offset + run).all(|at| settled.contains(&at));
+                prop_assert_eq!(cursor.is_settled(offset, offset + run), all);
                 if step % 7 == 0 {
                     let (written, gone) = cursor.take_changes();
                     if step % 14 == 0 {

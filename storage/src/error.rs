@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::record::QueueId;
+use crate::space::SpaceReason;
 
 /// Why a store could not be opened. Nothing was changed in the directory unless the variant says so.
 #[derive(Debug, thiserror::Error)]
@@ -78,11 +79,11 @@ pub enum StoreError {
     /// The store has been closed.
     #[error("the store is closed; open it again")]
     Closed,
-    /// The file system is full. The store accepts again by itself once there is space.
-    #[error("the storage is full ({reason}); free space or raise the limit")]
+    /// There is no room. The store accepts again by itself once there is.
+    #[error("the storage is full: {reason}")]
     Full {
-        /// What the engine said.
-        reason: Arc<str>,
+        /// Why.
+        reason: SpaceReason,
     },
     /// Reading or writing failed. The store goes on; the request may be repeated.
     #[error("the storage failed ({reason}); check the disk and the system's log")]
@@ -123,5 +124,13 @@ pub enum StoreError {
         length_bytes: usize,
         /// The limit.
         max_bytes: usize,
+    },
+    /// More dead letters were named than one call takes.
+    #[error("{count} dead letters were named; up to {max} are allowed, so split the call")]
+    TooManyLetters {
+        /// How many were named.
+        count: usize,
+        /// The limit.
+        max: usize,
     },
 }

@@ -77,6 +77,12 @@ impl Hot {
         self.free(freed_bytes);
     }
 
+    /// Holds nothing below `tail`, because what was appended up to there was not kept.
+    pub(crate) fn skip_to(&mut self, tail: u64) {
+        self.drop_below(tail);
+        self.start = self.start.max(tail);
+    }
+
     /// When the oldest entry that is held was accepted.
     pub(crate) fn oldest(&self) -> Option<StoreTime> {
         self.entries.front().map(|entry| entry.accepted_at)

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -9,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::StoreError;
 use crate::keyed::Change;
+use crate::letters::{DeadLetter, LetterWork};
 use crate::queue::QueueShared;
 use crate::record::AppendRequest;
 
@@ -28,6 +30,10 @@ const PERMIT_BYTES: usize = 4096;
 pub(crate) enum Work {
     Append(AppendRequest),
     Keyed(Vec<Change>),
+    /// Dead letters that go back to their queues, and how many did.
+    Redrive(Vec<DeadLetter>, Arc<AtomicU64>),
+    /// Dead letters that are removed.
+    Discard(LetterWork),
     /// Nothing but the promise that all before it is durable.
     Barrier,
 }

@@ -20,11 +20,13 @@ pub enum DropReason {
     Purged = 5,
     /// Its stored bytes are damaged or gone.
     Unreadable = 6,
+    /// It was tried as often as it may be, and no dead-letter queue took it.
+    AttemptsExhausted = 7,
 }
 
 impl DropReason {
     /// All reasons.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::RejectedByReceiver,
         Self::OutOfScope,
         Self::NoIdentity,
@@ -32,6 +34,7 @@ impl DropReason {
         Self::Overflow,
         Self::Purged,
         Self::Unreadable,
+        Self::AttemptsExhausted,
     ];
 
     /// The reason as a metric's label.
@@ -44,11 +47,13 @@ impl DropReason {
             Self::Overflow => "overflow",
             Self::Purged => "purged",
             Self::Unreadable => "unreadable",
+            Self::AttemptsExhausted => "attempts_exhausted",
         }
     }
 }
 
-/// What became of an entry.
+/// What became of an entry that a caller settles. One more is there: to be moved to the dead letters, with
+/// [`Queue::dead_letter`](crate::Queue::dead_letter).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Its receiver has it.
@@ -57,8 +62,6 @@ pub enum Outcome {
     Expired,
     /// It was given up.
     Dropped(DropReason),
-    /// It was moved to the dead letters.
-    DeadLettered,
 }
 
 /// An entry and what became of it.
@@ -84,7 +87,6 @@ impl Outcomes {
         let counter = match outcome {
             Outcome::Delivered => &mut self.delivered,
             Outcome::Expired => &mut self.expired,
-            Outcome::DeadLettered => &mut self.dead_lettered,
             Outcome::Dropped(reason) => &mut self.dropped[reason as usize],
         };
         *counter += entries;
@@ -164,6 +166,7 @@ pub struct HubLedger {
     pub(crate) unrouted: u64,
     pub(crate) references: u64,
     pub(crate) queues: Ledger,
+    pub(crate) dead_letters: Ledger,
 }
 
 impl HubLedger {
@@ -187,9 +190,19 @@ impl HubLedger {
         &self.queues
     }
 
-    /// What the accounts leave unexplained: entries made minus entries accepted by the queues, and the gaps of
-    /// the queues. 0 in a sound store while no append is under way.
+    /// The account of the dead letters: accepted are those that queues moved there, delivered those that were
+    /// put back into their queue, dropped those that were discarded (`purged`) or had to make room (`overflow`).
+    /// They are not part of [`queues`](Self::queues).
+    pub fn dead_letters(&self) -> &Ledger {
+        &self.dead_letters
+    }
+
+    /// What the accounts leave unexplained: entries made of records and of dead letters minus entries accepted by
+    /// the queues, entries moved to the dead letters minus those accepted there, and the gaps of all. 0 in a sound
+    /// store while no append is under way, and nothing is on its way to the dead letters.
     pub fn gap(&self) -> i128 {
-        i128::from(self.references) - i128::from(self.queues.accepted) + self.queues.gap()
+        let made = i128::from(self.references) + i128::from(self.dead_letters.delivered());
+        let moved = i128::from(self.queues.dead_lettered()) - i128::from(self.dead_letters.accepted);
+        made - i128::from(self.queues.accepted) + moved + self.queues.gap() + self.dead_letters.gap()
     }
 }

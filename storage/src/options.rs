@@ -38,6 +38,27 @@ pub enum Durability {
     Os,
 }
 
+/// How much room a store may take. Can be changed while the store is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// All that the store takes up, in bytes: on disk as `du` counts its directory, in memory keys and values.
+    /// Appends are refused, or make room, a little earlier: a reserve of a 16th of it, at most 16 MiB, and the
+    /// unused part of the dead letters' share are kept free. `None` is no limit.
+    pub max_bytes: Option<u64>,
+    /// What must stay free in the file system, in bytes; at most a 16th of the file system is asked for.
+    pub free_floor_bytes: u64,
+    /// What the dead letters may take up, in bytes; at most an eighth of `max_bytes`. 0 keeps none: what would go
+    /// there is dropped and counted.
+    pub dead_letters_max_bytes: u64,
+}
+
+impl Default for StoreLimits {
+    /// No limit but a floor of 64 MiB, and 64 MiB of dead letters.
+    fn default() -> Self {
+        Self { max_bytes: None, free_floor_bytes: 64 << 20, dead_letters_max_bytes: 64 << 20 }
+    }
+}
+
 /// How a store is opened.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -52,6 +73,8 @@ pub struct StoreOptions {
     pub cache_bytes: usize,
     /// The write buffers of the engine together, in bytes. Default 32 MiB.
     pub write_buffer_bytes: usize,
+    /// How much room the store may take at first; see [`Store::set_limits`](crate::Store::set_limits).
+    pub limits: StoreLimits,
     /// Where time comes from; replaced in tests.
     pub time: Arc<dyn TimeSource>,
 }
@@ -75,7 +98,16 @@ impl StoreOptions {
             ring_bytes_max: 16 << 20,
             cache_bytes: 32 << 20,
             write_buffer_bytes: 32 << 20,
+            limits: StoreLimits::default(),
             time: Arc::new(SystemTimeSource::default()),
         }
+    }
+
+    /// Splits one budget of memory, in bytes: a third for the newest entries, two thirds for the cache, of which
+    /// the write buffers may take half. The budget does not depend on the number of queues or entries.
+    #[must_use]
+    pub fn memory_budget(self, bytes: usize) -> Self {
+        let third = bytes / 3;
+        Self { ring_bytes_max: third, cache_bytes: bytes - third, write_buffer_bytes: third, ..self }
     }
 }

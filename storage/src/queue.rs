@@ -1,6 +1,5 @@
 //! Owns one queue: what its readers and settlers see of it.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,14 +9,15 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::clock::{Clock, StoreTime};
-use crate::cursor::{Cursor, SETTLE_WINDOW_MAX};
 use crate::error::StoreError;
-use crate::hot::Hot;
 use crate::intake::Intake;
-use crate::ledger::{Ledger, Outcome, Outcomes, Settlement};
+use crate::ledger::{DropReason, Ledger, Outcome, Settlement};
+use crate::letters::DeadLetterReason;
 use crate::reader::ReaderHandle;
 use crate::record::{Batch, BatchEnd, Entry, Offset, QueueId, ReadLimit};
-use crate::rows::Mark;
+use crate::rows::LetterHead;
+use crate::space::Gauge;
+use crate::state::{PendingLetter, QueueState};
 
 /// The longest name of a queue.
 pub const QUEUE_NAME_MAX_BYTES: usize = 1024;
@@ -35,114 +35,11 @@ pub(crate) struct QueueShared {
     pub(crate) name: Arc<str>,
     clock: Arc<Clock>,
     intake: Arc<Intake>,
+    gauge: Arc<Gauge>,
     state: Mutex<QueueState>,
     appended: Notify,
     checkpointed: Notify,
     closed: AtomicBool,
-}
-
-/// What is known of a queue.
-#[derive(Debug)]
-pub(crate) struct QueueState {
-    /// The offset of the next append.
-    pub(crate) tail: u64,
-    pub(crate) cursor: Cursor,
-    pub(crate) outcomes: Outcomes,
-    pub(crate) hot: Hot,
-    /// Closed stretches that are not released yet, oldest first.
-    pub(crate) marks: VecDeque<Mark>,
-    /// Whether the writer knows that there are settlements to write.
-    listed: bool,
-}
-
-impl QueueState {
-    pub(crate) fn new(
-        tail: u64,
-        cursor: Cursor,
-        outcomes: Outcomes,
-        hot: Hot,
-        marks: VecDeque<Mark>,
-    ) -> Self {
-        Self { tail, cursor, outcomes, hot, marks, listed: false }
-    }
-
-    fn queued(&self) -> u64 {
-        self.tail.saturating_sub(self.cursor.prefix()).saturating_sub(self.cursor.beyond())
-    }
-
-    pub(crate) fn ledger(&self) -> Ledger {
-        Ledger { accepted: self.tail, outcomes: self.outcomes, queued: self.queued() }
-    }
-
-    pub(crate) fn settle(&mut self, offset: u64, outcome: Outcome) -> bool {
-        let fresh = offset < self.tail && self.cursor.settle(offset);
-        if fresh {
-            self.outcomes.count(outcome, 1);
-        }
-        fresh
-    }
-
-    pub(crate) fn settle_range(&mut self, from: u64, to: u64, outcome: Outcome) -> u64 {
-        let fresh = self.cursor.settle_range(from, to.min(self.tail));
-        self.outcomes.count(outcome, fresh);
-        fresh
-    }
-
-    /// Settles whole stretches from `from` on of which every entry has expired, without looking at the entries.
-    fn expire_marks(&mut self, from: u64, now: StoreTime) -> u64 {
-        let mut expired = 0;
-        let first = self.marks.partition_point(|mark| mark.end <= from);
-        for index in first..self.marks.len() {
-            let mark = &self.marks[index];
-            let (end, over) = (mark.end, mark.last_expiry.is_some_and(|last| now >= last));
-            let reach = self.cursor.prefix().saturating_add(SETTLE_WINDOW_MAX);
-            if !over || end > reach {
-                break;
-            }
-            expired += self.settle_range(from, end, Outcome::Expired);
-        }
-        expired
-    }
-
-    fn read_hot(
-        &mut self,
-        from: u64,
-        limit: ReadLimit,
-        now: StoreTime,
-        batch: &mut Batch,
-    ) -> Option<Range<u64>> {
-        let mut at = self.cursor.next_open(from);
-        let mut bytes = 0;
-        let end = loop {
-            if at >= self.tail {
-                break BatchEnd::Tail;
-            }
-            if !self.cursor.reaches(at) {
-                break BatchEnd::Window;
-            }
-            let some = !batch.entries.is_empty();
-            if some && (batch.entries.len() >= limit.count || bytes >= limit.bytes) {
-                break BatchEnd::More;
-            }
-            // What memory holds reaches up to the tail, so only the start of a read can be on disk.
-            let Some(hot) = self.hot.get(at) else {
-                let reach = self.cursor.prefix().saturating_add(SETTLE_WINDOW_MAX);
-                return Some(at..self.hot.start().min(reach));
-            };
-            if hot.expires_at().is_some_and(|end| now >= end) {
-                batch.expired += u64::from(self.settle(at, Outcome::Expired));
-            } else if some && bytes + hot.bytes.len() > limit.bytes {
-                break BatchEnd::More;
-            } else {
-                bytes += hot.bytes.len();
-                batch.entries.push(hot.to_entry(at));
-            }
-            at = self.cursor.next_open(at + 1);
-        };
-        batch.end = end;
-        batch.next = Offset::new(at);
-        None
-    }
 }
 
 impl QueueShared {
@@ -151,6 +48,7 @@ impl QueueShared {
         name: Arc<str>,
         clock: Arc<Clock>,
         intake: Arc<Intake>,
+        gauge: Arc<Gauge>,
         state: QueueState,
     ) -> Self {
         Self {
@@ -158,6 +56,7 @@ impl QueueShared {
             name,
             clock,
             intake,
+            gauge,
             state: Mutex::new(state),
             appended: Notify::new(),
             checkpointed: Notify::new(),
@@ -197,9 +96,11 @@ impl QueueShared {
 
     /// Takes back changes that could not be written. Returns whether the writer has to come back to them;
     /// otherwise newer settlements have listed the queue again.
-    pub(crate) fn take_back(&self, pages: &[u64], gone: Vec<u64>) -> bool {
+    pub(crate) fn take_back(&self, pages: &[u64], gone: Vec<u64>, mut letters: Vec<PendingLetter>) -> bool {
         self.with(|state| {
             state.cursor.return_changes(pages, gone);
+            letters.append(&mut state.letters);
+            state.letters = letters;
             !std::mem::replace(&mut state.listed, true)
         })
     }
@@ -214,15 +115,17 @@ impl QueueShared {
 
     /// Lists the queue if there is something to release.
     pub(crate) fn list_due(self: &Arc<Self>) {
-        let due =
-            self.with(|state| state.marks.front().is_some_and(|mark| mark.end <= state.cursor.prefix()));
-        if due {
+        if self.with(|state| state.is_due()) {
             self.relist();
         }
     }
 
     pub(crate) fn wake_readers(&self) {
         self.appended.notify_waiters();
+    }
+
+    pub(crate) fn wake_checkpointed(&self) {
+        self.checkpointed.notify_waiters();
     }
 
     pub(crate) fn close(&self) {
@@ -245,7 +148,7 @@ impl QueueShared {
         let before = batch.expired;
         let mut on_disk = None;
         self.settle_with(|state| {
-            batch.expired += state.expire_marks(from, now);
+            batch.expired += state.expire_run(from, now);
             on_disk = state.read_hot(from, limit, now, batch);
             batch.expired != before
         });
@@ -371,15 +274,97 @@ impl Queue {
     /// again; [`Store::flush`](crate::Store::flush) waits until it is.
     ///
     /// An entry is settled once: later settlements of it, and settlements of offsets that were never handed
-    /// out, change nothing.
-    pub fn settle(&self, settlements: &[Settlement]) {
+    /// out, change nothing. Returns how many entries were settled by this call.
+    pub fn settle(&self, settlements: &[Settlement]) -> usize {
+        let mut settled = 0;
         self.shared.settle_with(|state| {
-            let mut changed = false;
             for settlement in settlements {
-                changed |= state.settle(settlement.offset.get(), settlement.outcome);
+                settled += usize::from(state.settle(settlement.offset.get(), settlement.outcome));
             }
-            changed
+            settled > 0
         });
+        settled
+    }
+
+    /// Moves an entry to the dead letters, after so many attempts to deliver it. Does not wait, like
+    /// [`settle`](Self::settle); but the copy among the dead letters and the settlement are written together, or,
+    /// while writes fail, wait together. After a crash the entry is in one of the two places.
+    ///
+    /// Where there is no room for dead letters at all, or for one of this size, the entry is dropped and counted
+    /// under the [same reason](DeadLetterReason::as_drop). An entry that was settled before stays so.
+    ///
+    /// False when too much waits to be written to the dead letters (16 MiB, so writes are failing): then nothing
+    /// was changed, and the entry stays queued.
+    #[must_use = "an entry that was not taken is still queued"]
+    pub fn dead_letter(&self, entry: &Entry, reason: DeadLetterReason, attempts: u32) -> bool {
+        let head = LetterHead {
+            reason,
+            attempts,
+            queue: self.shared.id,
+            offset: entry.offset.get(),
+            accepted_at: entry.accepted_at,
+            ttl: entry.ttl,
+        };
+        let bytes = head.letter(&entry.bytes);
+        if bytes.len() as u64 > self.shared.gauge.letters_max_bytes() {
+            self.settle(&[Settlement { offset: entry.offset, outcome: Outcome::Dropped(reason.as_drop()) }]);
+            return true;
+        }
+        if !self.shared.gauge.take_pending(bytes.len() as u64) {
+            return false;
+        }
+        let letter = PendingLetter { bytes, at: self.shared.now() };
+        let mut unused_bytes = letter.bytes.len() as u64;
+        self.shared.settle_with(|state| {
+            let moved = state.dead_letter(entry.offset.get(), letter);
+            if moved {
+                unused_bytes = 0;
+            }
+            moved
+        });
+        self.shared.gauge.free_pending(unused_bytes);
+        true
+    }
+
+    /// Drops everything that waits below `upto`, as an operator wants it; returns how many entries. They are
+    /// counted as [`DropReason::Purged`]. Does not wait, like [`settle`](Self::settle).
+    pub fn purge(&self, upto: Offset) -> u64 {
+        let mut purged = 0;
+        self.shared.settle_with(|state| {
+            purged = state.settle_range(0, upto.get(), Outcome::Dropped(DropReason::Purged));
+            purged > 0
+        });
+        purged
+    }
+
+    /// How many entries wait below `upto`: what [`purge`](Self::purge) would drop.
+    pub fn queued_below(&self, upto: Offset) -> u64 {
+        self.shared.with(|state| state.cursor.open_below(upto.get().min(state.tail)))
+    }
+
+    /// Entries from `from` on, in order, up to `limit`, as [`read`](Self::read) does, but without changing anything:
+    /// expired entries that nobody has settled yet are shown like others, and the settle window does not matter. For
+    /// tools; always reads the engine.
+    ///
+    /// # Errors
+    /// When the disk cannot be read, or the store is closed.
+    pub async fn peek(&self, from: Offset, limit: ReadLimit) -> Result<Batch, StoreError> {
+        let mut batch = Batch::empty(from);
+        let mut next = from.get();
+        loop {
+            let (at, tail) = self.shared.with(|state| (state.cursor.next_open(next), state.tail));
+            batch.next = Offset::new(at);
+            if at >= tail {
+                return Ok(batch);
+            }
+            let chunk = self.reader.peek(Arc::clone(&self.shared), at..tail, limit).await?;
+            (batch.entries, next) = (chunk.entries, chunk.next);
+            if !batch.entries.is_empty() {
+                batch.next = Offset::new(next);
+                batch.end = if next >= tail { BatchEnd::Tail } else { BatchEnd::More };
+                return Ok(batch);
+            }
+        }
     }
 }
 

@@ -33,10 +33,19 @@ pub(crate) struct Chunk {
     pub(crate) expired: u64,
 }
 
+/// What a read does with entries that have expired or cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Settles them.
+    Settling,
+    /// Shows expired ones like others, and passes over those that cannot be read.
+    Peeking,
+}
+
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 enum Question {
-    Entries { queue: Arc<QueueShared>, range: Range<u64>, limit: ReadLimit, reply: Reply<Chunk> },
+    Entries { queue: Arc<QueueShared>, range: Range<u64>, limit: ReadLimit, look: Look, reply: Reply<Chunk> },
     AcceptedAt { queue: Arc<QueueShared>, at: u64, reply: Reply<Option<StoreTime>> },
     Get { key: Vec<u8>, reply: Reply<Option<Bytes>> },
     Scan { from: Vec<u8>, to: Vec<u8>, count_max: usize, reply: Reply<Vec<(Bytes, Bytes)>> },
@@ -71,7 +80,17 @@ impl ReaderHandle {
         range: Range<u64>,
         limit: ReadLimit,
     ) -> Result<Chunk, StoreError> {
-        self.ask(|reply| Question::Entries { queue, range, limit, reply }).await
+        self.ask(|reply| Question::Entries { queue, range, limit, look: Look::Settling, reply }).await
+    }
+
+    /// Reads without settling anything.
+    pub(crate) async fn peek(
+        &self,
+        queue: Arc<QueueShared>,
+        range: Range<u64>,
+        limit: ReadLimit,
+    ) -> Result<Chunk, StoreError> {
+        self.ask(|reply| Question::Entries { queue, range, limit, look: Look::Peeking, reply }).await
     }
 
     pub(crate) async fn accepted_at(
@@ -118,9 +137,9 @@ impl Reader {
             }
             // A reply that nobody waits for any more is dropped.
             match question {
-                Question::Entries { queue, range, limit, reply } => {
+                Question::Entries { queue, range, limit, look, reply } => {
                     if !reply.is_closed() {
-                        let _ = reply.send(self.entries(&queue, range, limit));
+                        let _ = reply.send(entries(&self.engine, &queue, range, limit, look));
                     }
                 }
                 Question::AcceptedAt { queue, at, reply } => {
@@ -152,65 +171,69 @@ impl Reader {
         }
         Ok(rows)
     }
+}
 
-    /// One turn: live entries of `range` up to the limit. Expired ones are settled; ones that cannot be read
-    /// are settled as dropped, so that a damaged entry never holds up those behind it.
-    fn entries(
-        &self,
-        queue: &Arc<QueueShared>,
-        range: Range<u64>,
-        limit: ReadLimit,
-    ) -> Result<Chunk, StoreError> {
-        let mut turn = Turn::new(queue, range.start, limit);
-        let (from, to) =
-            (rows::reference_key(queue.id, range.start), rows::reference_key(queue.id, range.end));
-        let scanned =
-            self.engine.scan(Family::Reference, &from, Some(&to), &mut |key, value| turn.visit(key, &value));
-        match scanned {
-            Ok(()) if turn.stopped => {}
-            Ok(()) => turn.pass_missing(range.end),
-            Err(EngineError::Corrupt(reason)) => {
-                tracing::error!(queue = %queue.name, offset = turn.next, reason, "a stored entry cannot be read");
-                self.pass_corrupt(queue, &mut turn, range.end)?;
+/// One turn: live entries of `range` up to the limit. Expired ones are settled; ones that cannot be read
+/// are settled as dropped, so that a damaged entry never holds up those behind it.
+pub(crate) fn entries(
+    engine: &Engine,
+    queue: &Arc<QueueShared>,
+    range: Range<u64>,
+    limit: ReadLimit,
+    look: Look,
+) -> Result<Chunk, StoreError> {
+    let mut turn = Turn::new(queue, range.start, limit, look);
+    let (from, to) = (rows::reference_key(queue.id, range.start), rows::reference_key(queue.id, range.end));
+    let scanned = engine.scan(Family::Reference, &from, Some(&to), &mut |key, value| turn.visit(key, &value));
+    match scanned {
+        Ok(()) if turn.stopped => {}
+        Ok(()) => turn.pass_missing(range.end),
+        Err(EngineError::Corrupt(reason)) => {
+            tracing::error!(queue = %queue.name, offset = turn.next, reason, "a stored entry cannot be read");
+            pass_corrupt(engine, queue, &mut turn, range.end)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    fetch_logged(engine, &mut turn)?;
+    Ok(turn.finish())
+}
+
+/// Reads the bodies that several queues share. Done after the scan, which may hold a lock.
+fn fetch_logged(engine: &Engine, turn: &mut Turn<'_>) -> Result<(), StoreError> {
+    for (index, sequence) in std::mem::take(&mut turn.logged) {
+        match engine.get(Family::Log, &rows::log_key(sequence)) {
+            Ok(Some(body)) => turn.entries[index].bytes = body,
+            Ok(None) | Err(EngineError::Corrupt(_)) => {
+                let offset = turn.entries[index].offset.get();
+                turn.unreadable.push(offset..offset + 1);
             }
             Err(error) => return Err(error.into()),
         }
-        self.fetch_logged(&mut turn)?;
-        Ok(turn.finish())
     }
+    Ok(())
+}
 
-    /// Reads the bodies that several queues share. Done after the scan, which may hold a lock.
-    fn fetch_logged(&self, turn: &mut Turn<'_>) -> Result<(), StoreError> {
-        for (index, sequence) in std::mem::take(&mut turn.logged) {
-            match self.engine.get(Family::Log, &rows::log_key(sequence)) {
-                Ok(Some(body)) => turn.entries[index].bytes = body,
-                Ok(None) | Err(EngineError::Corrupt(_)) => {
-                    let offset = turn.entries[index].offset.get();
-                    turn.unreadable.push(offset..offset + 1);
-                }
-                Err(error) => return Err(error.into()),
-            }
+/// Looks for the next entry that can be read, one by one, and gives up those before it.
+fn pass_corrupt(
+    engine: &Engine,
+    queue: &QueueShared,
+    turn: &mut Turn<'_>,
+    end: u64,
+) -> Result<(), StoreError> {
+    for _ in 0..TURN_ENTRIES {
+        if turn.next >= end || turn.stopped || turn.is_full() {
+            break;
         }
-        Ok(())
-    }
-
-    /// Looks for the next entry that can be read, one by one, and gives up those before it.
-    fn pass_corrupt(&self, queue: &QueueShared, turn: &mut Turn<'_>, end: u64) -> Result<(), StoreError> {
-        for _ in 0..TURN_ENTRIES {
-            if turn.next >= end || turn.stopped || turn.is_full() {
-                break;
+        match engine.get(Family::Reference, &rows::reference_key(queue.id, turn.next)) {
+            Ok(Some(value)) => {
+                let key = rows::reference_key(queue.id, turn.next);
+                turn.visit(&key, &Value::Borrowed(&value));
             }
-            match self.engine.get(Family::Reference, &rows::reference_key(queue.id, turn.next)) {
-                Ok(Some(value)) => {
-                    let key = rows::reference_key(queue.id, turn.next);
-                    turn.visit(&key, &Value::Borrowed(&value));
-                }
-                Ok(None) | Err(EngineError::Corrupt(_)) => turn.pass_missing(turn.next + 1),
-                Err(error) => return Err(error.into()),
-            }
+            Ok(None) | Err(EngineError::Corrupt(_)) => turn.pass_missing(turn.next + 1),
+            Err(error) => return Err(error.into()),
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// What one turn has gathered.
@@ -218,6 +241,7 @@ struct Turn<'a> {
     queue: &'a Arc<QueueShared>,
     now: StoreTime,
     limit: ReadLimit,
+    look: Look,
     next: u64,
     seen: usize,
     passed_bytes: usize,
@@ -231,11 +255,12 @@ struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
-    fn new(queue: &'a Arc<QueueShared>, next: u64, limit: ReadLimit) -> Self {
+    fn new(queue: &'a Arc<QueueShared>, next: u64, limit: ReadLimit, look: Look) -> Self {
         Self {
             queue,
             now: queue.now(),
             limit,
+            look,
             next,
             seen: 0,
             passed_bytes: 0,
@@ -274,7 +299,8 @@ impl<'a> Turn<'a> {
             self.next = offset + 1;
             return Visit::Next;
         };
-        if head.ttl.expires_at(head.accepted_at).is_some_and(|end| self.now >= end) {
+        let over = head.ttl.expires_at(head.accepted_at).is_some_and(|end| self.now >= end);
+        if over && self.look == Look::Settling {
             self.expired.push(offset);
             self.next = offset + 1;
             return Visit::Next;
@@ -314,9 +340,10 @@ impl<'a> Turn<'a> {
     }
 
     fn finish(self) -> Chunk {
-        let Self { queue, next, mut entries, expired, unreadable, .. } = self;
+        let Self { queue, look, next, mut entries, expired, unreadable, .. } = self;
         let mut chunk = Chunk { next, ..Chunk::default() };
-        if !expired.is_empty() || !unreadable.is_empty() {
+        entries.retain(|entry| !unreadable.iter().any(|range| range.contains(&entry.offset.get())));
+        if look == Look::Settling && (!expired.is_empty() || !unreadable.is_empty()) {
             let mut dropped = 0;
             queue.settle_with(|state| {
                 for offset in &expired {
@@ -332,7 +359,6 @@ impl<'a> Turn<'a> {
             if dropped > 0 {
                 tracing::error!(queue = %queue.name, entries = dropped, "entries cannot be read and were dropped");
             }
-            entries.retain(|entry| !unreadable.iter().any(|range| range.contains(&entry.offset.get())));
         }
         chunk.entries = entries;
         chunk

@@ -74,6 +74,24 @@ impl Ttl {
     }
 }
 
+/// What a queue does when there is no room for a record.
+///
+/// A request that finds no room is refused whole when one of its targets says [`RejectNew`](Self::RejectNew).
+/// Otherwise its queues make room for all of it, the one that holds most first. If that is not enough, because they
+/// are empty or the disk itself is full, the request is refused all the same, and what was removed stays removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Overflow {
+    /// The request is refused with [`StoreError::Full`](crate::StoreError::Full); nothing is in any queue.
+    #[default]
+    RejectNew,
+    /// The queue's oldest stretch is dropped, and counted as [`DropReason::Overflow`](crate::DropReason::Overflow).
+    /// A stretch has up to 10 000 entries and 4 MiB, or a 64th of the limit if that is less.
+    DropOldest,
+    /// The queue's oldest stretch is moved to the dead letters, which let go of their own oldest at their bound.
+    /// Makes no room on a disk that is full, so that the request is refused there.
+    DeadLetter,
+}
+
 /// One queue that takes a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
@@ -81,6 +99,8 @@ pub struct Target {
     pub queue: QueueId,
     /// How long the record may wait there.
     pub ttl: Ttl,
+    /// What happens when there is no room.
+    pub overflow: Overflow,
 }
 
 /// Some bytes and the queues that take them.

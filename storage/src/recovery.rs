@@ -10,18 +10,19 @@ use ahash::AHashMap;
 
 use crate::clock::ClockRow;
 use crate::cursor::{Cursor, PageBits};
-use crate::engine::{Engine, EngineError, Family, Visit};
+use crate::engine::{Engine, EngineError, Family, Range, Visit};
 use crate::error::OpenError;
 use crate::registry::StoredQueue;
-use crate::rows::{self, HubRow, Mark, MetaRow, SettleRow};
+use crate::rows::{self, DEAD_LETTERS_QUEUE, HubRow, Mark, MetaRow, SettleRow};
 
 /// What the store goes on with.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) hub: HubRow,
     pub(crate) clock: Option<ClockRow>,
-    /// By id: name, state, growing stretch.
-    pub(crate) queues: Vec<(String, StoredQueue, Mark)>,
+    /// By id.
+    pub(crate) queues: Vec<(String, StoredQueue)>,
+    pub(crate) letters: StoredQueue,
     /// References into each segment of the log.
     pub(crate) segments: AHashMap<u64, u64>,
 }
@@ -70,25 +71,32 @@ pub(crate) fn recover(engine: &Engine, path: &Path) -> Result<Recovered, OpenErr
     if let Some(key) = unknown {
         return Err(damaged(format!("the row with key {key:02x?} is not understood")));
     }
-    for (id, rows) in queues {
-        let Some(name) = rows.name.filter(|_| id as usize == recovered.queues.len()) else {
+    let letters = queues.remove(&DEAD_LETTERS_QUEUE).unwrap_or_default();
+    recovered.letters = restore(letters, "of the dead letters").map_err(damaged)?;
+    for (id, mut rows) in queues {
+        let Some(name) = rows.name.take().filter(|_| id as usize == recovered.queues.len()) else {
             return Err(damaged(format!("the name of queue {id}, or of one before it, is missing")));
         };
-        let open = rows.open.unwrap_or_else(|| Mark::starting_at(0));
-        let tail = open.end;
-        let cursor = Cursor::restore(rows.settle.prefix, rows.pages);
-        let settled = cursor.prefix() + cursor.beyond();
-        if cursor.end() > tail || settled != rows.settle.outcomes.total() {
-            return Err(damaged(format!("the ledger of queue {name} does not add up")));
-        }
-        for (segment, references) in rows.marks.iter().chain([&open]).flat_map(|mark| &mark.segments) {
+        let stored = restore(rows, &name).map_err(damaged)?;
+        for (segment, references) in stored.marks.iter().chain([&stored.open]).flat_map(|mark| &mark.segments)
+        {
             *recovered.segments.entry(*segment).or_default() += u64::from(*references);
         }
-        let stored = StoredQueue { cursor, outcomes: rows.settle.outcomes, tail, marks: rows.marks };
-        recovered.queues.push((name, stored, open));
+        recovered.queues.push((name, stored));
     }
     drop_last_segment(engine, &recovered).map_err(failed)?;
     Ok(recovered)
+}
+
+/// Puts the rows of one queue together.
+fn restore(rows: Rows, name: &str) -> Result<StoredQueue, String> {
+    let open = rows.open.unwrap_or_else(|| Mark::starting_at(0));
+    let cursor = Cursor::restore(rows.settle.prefix, rows.pages);
+    let settled = cursor.prefix() + cursor.beyond();
+    if cursor.end() > open.end || settled != rows.settle.outcomes.total() {
+        return Err(format!("the ledger of queue {name} does not add up"));
+    }
+    Ok(StoredQueue { cursor, outcomes: rows.settle.outcomes, open, marks: rows.marks })
 }
 
 /// The segment that the last run wrote to is not written to again; if nothing refers to it, nobody else would
@@ -109,7 +117,7 @@ fn drop_last_segment(engine: &Engine, recovered: &Recovered) -> Result<(), Engin
         engine.delete_range(&mut batch, Family::Log, &from, &to);
         // Synced together with all that was recovered, before files go.
         engine.write(batch, true)?;
-        engine.reclaim(Family::Log, &from, &to);
+        engine.reclaim(&Range { family: Family::Log, from: from.to_vec(), to: to.to_vec() });
     }
     Ok(())
 }

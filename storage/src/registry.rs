@@ -14,26 +14,38 @@ use crate::error::StoreError;
 use crate::hot::Hot;
 use crate::intake::Intake;
 use crate::ledger::{HubLedger, Outcomes};
-use crate::queue::{QUEUE_NAME_MAX_BYTES, QueueShared, QueueState};
-use crate::rows::{HubRow, Mark};
+use crate::queue::{QUEUE_NAME_MAX_BYTES, QueueShared};
+use crate::rows::{DEAD_LETTERS_QUEUE, HubRow, Mark};
+use crate::space::Gauge;
+use crate::state::QueueState;
 
 /// The most queues of one store.
 pub const QUEUES_MAX: usize = 65_536;
 
 /// What was stored of a queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct StoredQueue {
     pub(crate) cursor: Cursor,
     pub(crate) outcomes: Outcomes,
-    pub(crate) tail: u64,
+    /// The stretch that grows; its end is the tail.
+    pub(crate) open: Mark,
     pub(crate) marks: Vec<Mark>,
+}
+
+impl Default for StoredQueue {
+    fn default() -> Self {
+        let open = Mark::starting_at(0);
+        Self { cursor: Cursor::default(), outcomes: Outcomes::default(), open, marks: Vec::new() }
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Registry {
     clock: Arc<Clock>,
     intake: Arc<Intake>,
+    gauge: Arc<Gauge>,
     queues: RwLock<Queues>,
+    letters: Arc<QueueShared>,
     hub: Mutex<HubRow>,
     hot_bytes: Arc<AtomicUsize>,
     closed: AtomicBool,
@@ -47,15 +59,36 @@ struct Queues {
 }
 
 impl Registry {
-    pub(crate) fn new(clock: Arc<Clock>, intake: Arc<Intake>, hub: HubRow) -> Self {
+    pub(crate) fn new(
+        clock: Arc<Clock>,
+        intake: Arc<Intake>,
+        gauge: Arc<Gauge>,
+        hub: HubRow,
+        letters: StoredQueue,
+    ) -> Self {
+        let hot_bytes: Arc<AtomicUsize> = Arc::default();
+        let letters = shared(DEAD_LETTERS_QUEUE, "", letters, (&clock, &intake, &gauge), &hot_bytes);
+        let held_bytes = letters.with(|state| state.held_bytes());
+        gauge.set_letters_bytes(held_bytes);
         Self {
             clock,
             intake,
+            gauge,
             queues: RwLock::default(),
+            letters,
             hub: Mutex::new(hub),
-            hot_bytes: Arc::default(),
+            hot_bytes,
             closed: AtomicBool::new(false),
         }
+    }
+
+    /// The queue that holds the dead letters.
+    pub(crate) fn letters(&self) -> &Arc<QueueShared> {
+        &self.letters
+    }
+
+    pub(crate) fn by_id(&self, id: u32) -> Option<Arc<QueueShared>> {
+        self.queues.read().by_id.get(id as usize).cloned()
     }
 
     /// Takes a stored queue in; its id is the number of queues before it.
@@ -89,17 +122,9 @@ impl Registry {
     }
 
     fn insert(&self, queues: &mut Queues, name: &str, stored: StoredQueue) -> Arc<QueueShared> {
-        let name: Arc<str> = Arc::from(name);
-        let StoredQueue { cursor, outcomes, tail, marks } = stored;
-        let hot = Hot::new(tail, Arc::clone(&self.hot_bytes));
-        let queue = Arc::new(QueueShared::new(
-            queues.by_id.len() as u32,
-            Arc::clone(&name),
-            Arc::clone(&self.clock),
-            Arc::clone(&self.intake),
-            QueueState::new(tail, cursor, outcomes, hot, marks.into()),
-        ));
-        queues.by_name.insert(name, Arc::clone(&queue));
+        let parts = (&self.clock, &self.intake, &self.gauge);
+        let queue = shared(queues.by_id.len() as u32, name, stored, parts, &self.hot_bytes);
+        queues.by_name.insert(Arc::clone(&queue.name), Arc::clone(&queue));
         queues.by_id.push(Arc::clone(&queue));
         queue
     }
@@ -132,6 +157,7 @@ impl Registry {
         for queue in self.all() {
             ledger.queues.add(&queue.with(|state| state.ledger()));
         }
+        ledger.dead_letters = self.letters.with(|state| state.ledger());
         ledger
     }
 
@@ -172,4 +198,23 @@ impl Registry {
             queue.close();
         }
     }
+}
+
+fn shared(
+    id: u32,
+    name: &str,
+    stored: StoredQueue,
+    (clock, intake, gauge): (&Arc<Clock>, &Arc<Intake>, &Arc<Gauge>),
+    hot_bytes: &Arc<AtomicUsize>,
+) -> Arc<QueueShared> {
+    let StoredQueue { cursor, outcomes, open, marks } = stored;
+    let hot = Hot::new(open.end, Arc::clone(hot_bytes));
+    Arc::new(QueueShared::new(
+        id,
+        Arc::from(name),
+        Arc::clone(clock),
+        Arc::clone(intake),
+        Arc::clone(gauge),
+        QueueState::new(cursor, outcomes, hot, marks.into(), &open),
+    ))
 }

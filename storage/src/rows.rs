@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::clock::{ClockRow, StoreTime};
 use crate::cursor::{PAGE_WORDS, PageBits};
 use crate::ledger::{DropReason, Outcomes};
+use crate::letters::DeadLetterReason;
 use crate::record::Ttl;
 
 const HUB: u8 = 1;
@@ -20,8 +21,14 @@ const MARK: u8 = 7;
 const FLAG_LOGGED: u8 = 1;
 const FLAG_FINITE: u8 = 2;
 
+/// The queue that holds the dead letters; no queue that callers open gets this id.
+pub(crate) const DEAD_LETTERS_QUEUE: u32 = u32::MAX;
+
 /// The largest header of a reference: flags, time, time to live, position in the log, length there.
 pub(crate) const REFERENCE_HEAD_MAX_BYTES: usize = 1 + 8 + 8 + 8 + 4;
+
+/// The largest head of a dead letter.
+const LETTER_HEAD_MAX_BYTES: usize = 1 + 4 + 4 + 8 + 8 + 1 + 8;
 
 /// A number in the log: the segment in the upper 40 bits, the position in it in the lower 24.
 pub(crate) const SEGMENT_SHIFT: u32 = 24;
@@ -108,13 +115,66 @@ impl ReferenceHead {
     }
 }
 
-/// A stretch of a queue that is released as one: its size, when all of it has expired, and what of the log it
-/// refers to.
+/// What a dead letter says before its bytes: where it comes from, and why it is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LetterHead {
+    pub(crate) reason: DeadLetterReason,
+    pub(crate) attempts: u32,
+    pub(crate) queue: u32,
+    pub(crate) offset: u64,
+    pub(crate) accepted_at: StoreTime,
+    pub(crate) ttl: Ttl,
+}
+
+impl LetterHead {
+    /// The letter as it is stored.
+    pub(crate) fn letter(&self, bytes: &[u8]) -> Bytes {
+        let mut out = Vec::with_capacity(LETTER_HEAD_MAX_BYTES + bytes.len());
+        out.push(self.reason as u8);
+        out.extend_from_slice(&self.attempts.to_le_bytes());
+        out.extend_from_slice(&self.queue.to_le_bytes());
+        put(&mut out, self.offset);
+        put(&mut out, self.accepted_at.as_millis());
+        match self.ttl {
+            Ttl::Infinite => out.push(0),
+            Ttl::Millis(millis) => {
+                out.push(FLAG_FINITE);
+                put(&mut out, millis);
+            }
+        }
+        out.extend_from_slice(bytes);
+        out.into()
+    }
+
+    /// Reads a letter; the bytes share its buffer.
+    pub(crate) fn split(letter: &Bytes) -> Option<(Self, Bytes)> {
+        let mut row = Row(letter);
+        let head = Self {
+            reason: DeadLetterReason::from_number(row.byte()?)?,
+            attempts: row.length()?,
+            queue: row.length()?,
+            offset: row.number()?,
+            accepted_at: StoreTime::from_millis(row.number()?),
+            ttl: match row.byte()? {
+                0 => Ttl::Infinite,
+                FLAG_FINITE => Ttl::Millis(row.number()?),
+                _ => return None,
+            },
+        };
+        let rest = letter.slice(letter.len() - row.0.len()..);
+        Some((head, rest))
+    }
+}
+
+/// A stretch of a queue that is released as one: its size, when its entries expire, and what of the log it refers
+/// to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) bytes: u64,
+    /// When the first of its entries expires; `None` if none ever does.
+    pub(crate) first_expiry: Option<StoreTime>,
     /// When the last of its entries expires; `None` if one never does.
     pub(crate) last_expiry: Option<StoreTime>,
     /// How many references it holds into each segment of the log.
@@ -133,6 +193,10 @@ impl Mark {
     pub(crate) fn add(&mut self, bytes: u64, expires_at: Option<StoreTime>, segment: Option<u64>) {
         self.end += 1;
         self.bytes += bytes;
+        self.first_expiry = match (self.first_expiry, expires_at) {
+            (Some(first), Some(this)) => Some(first.min(this)),
+            (first, this) => first.or(this),
+        };
         self.last_expiry = match (self.last_expiry, expires_at) {
             (Some(last), Some(this)) => Some(last.max(this)),
             (None, _) | (_, None) => None,
@@ -149,11 +213,13 @@ impl Mark {
         put(out, self.start);
         put(out, self.end);
         put(out, self.bytes);
-        match self.last_expiry {
-            None => out.push(0),
-            Some(time) => {
-                out.push(1);
-                put(out, time.as_millis());
+        for expiry in [self.first_expiry, self.last_expiry] {
+            match expiry {
+                None => out.push(0),
+                Some(time) => {
+                    out.push(1);
+                    put(out, time.as_millis());
+                }
             }
         }
         for (segment, references) in &self.segments {
@@ -165,16 +231,17 @@ impl Mark {
     pub(crate) fn decode(value: &[u8]) -> Option<Self> {
         let mut row = Row(value);
         let (start, end, bytes) = (row.number()?, row.number()?, row.number()?);
-        let last_expiry = match row.byte()? {
-            0 => None,
-            1 => Some(StoreTime::from_millis(row.number()?)),
-            _ => return None,
+        let mut expiry = || match row.byte()? {
+            0 => Some(None),
+            1 => Some(Some(StoreTime::from_millis(row.number()?))),
+            _ => None,
         };
+        let (first_expiry, last_expiry) = (expiry()?, expiry()?);
         let mut segments = Vec::new();
         while !row.0.is_empty() {
             segments.push((row.number()?, row.length()?));
         }
-        (start <= end).then_some(Self { start, end, bytes, last_expiry, segments })
+        (start <= end).then_some(Self { start, end, bytes, first_expiry, last_expiry, segments })
     }
 }
 
@@ -386,14 +453,30 @@ mod tests {
         })
     }
 
+    fn letter() -> impl Strategy<Value = LetterHead> {
+        let numbers = any::<(u32, u32, u64, u64, Option<u64>)>();
+        (0..DeadLetterReason::ALL.len(), numbers).prop_map(
+            |(reason, (attempts, queue, offset, millis, ttl))| LetterHead {
+                reason: DeadLetterReason::ALL[reason],
+                attempts,
+                queue,
+                offset,
+                accepted_at: StoreTime::from_millis(millis),
+                ttl: ttl.map_or(Ttl::Infinite, Ttl::Millis),
+            },
+        )
+    }
+
     fn mark() -> impl Strategy<Value = Mark> {
         let segments = prop::collection::vec(any::<(u64, u32)>(), 0..20);
-        (any::<u32>(), any::<u32>(), any::<u64>(), prop::option::of(any::<u64>()), segments).prop_map(
-            |(start, length, bytes, last_expiry, segments)| Mark {
+        let expiries = any::<(Option<u64>, Option<u64>)>();
+        (any::<u32>(), any::<u32>(), any::<u64>(), expiries, segments).prop_map(
+            |(start, length, bytes, (first, last), segments)| Mark {
                 start: start.into(),
                 end: u64::from(start) + u64::from(length),
                 bytes,
-                last_expiry: last_expiry.map(StoreTime::from_millis),
+                first_expiry: first.map(StoreTime::from_millis),
+                last_expiry: last.map(StoreTime::from_millis),
                 segments,
             },
         )
@@ -416,6 +499,12 @@ mod tests {
         }
 
         #[test]
+        fn letters_come_back(head in letter(), body in prop::collection::vec(any::<u8>(), 0..20)) {
+            let letter = head.letter(&body);
+            prop_assert_eq!(LetterHead::split(&letter), Some((head, Bytes::from(body))));
+        }
+
+        #[test]
         fn marks_come_back(queue in any::<u32>(), mark in mark()) {
             let mut row = Vec::new();
             mark.encode(&mut row);
@@ -427,6 +516,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(key in prop::collection::vec(any::<u8>(), 0..16), row in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = ReferenceHead::decode(&row);
+            let _ = LetterHead::split(&Bytes::copy_from_slice(&row));
             let _ = decode_meta(&key, &row);
         }
     }

@@ -1,7 +1,7 @@
 //! Owns an open store: its threads, from the first row read to the last one written.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,18 +12,22 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, StoreTime};
 use crate::directory;
-use crate::engine::{DiskBudget, Engine};
+use crate::engine::{self, DiskBudget, Engine};
 use crate::error::{OpenError, StoreError};
 use crate::intake::{Intake, Work};
+use crate::keeper::Keeper;
 use crate::keyed::{KeyedState, Table};
 use crate::ledger::HubLedger;
-use crate::options::{Backend, Durability, StoreOptions};
+use crate::letters::DeadLetters;
+use crate::options::{Backend, Durability, StoreLimits, StoreOptions};
 use crate::queue::Queue;
 use crate::reader::{self, ReaderHandle};
 use crate::record::AppendRequest;
 use crate::recovery;
 use crate::registry::Registry;
+use crate::released::Released;
 use crate::rows::Mark;
+use crate::space::{Gauge, Space, SpaceState};
 use crate::writer::{Writer, WriterStart};
 
 /// The largest request, in bytes of its records or keyed values.
@@ -42,6 +46,7 @@ struct Inner {
     clock: Arc<Clock>,
     intake: Arc<Intake>,
     registry: Arc<Registry>,
+    gauge: Arc<Gauge>,
     reader: ReaderHandle,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// For sizes alone. A weak one, so that the engine is closed with the threads.
@@ -96,6 +101,7 @@ impl Store {
                 let budget = DiskBudget {
                     cache_bytes: options.cache_bytes,
                     write_buffer_bytes: options.write_buffer_bytes,
+                    capacity_bytes: capacity_bytes(&options.limits, path),
                 };
                 (path.clone(), Some(options.durability), Engine::disk(directory::open(path, budget)?))
             }
@@ -112,11 +118,21 @@ impl Store {
         let recovered = recovery::recover(&engine, &path)?;
         let clock = Arc::new(Clock::start(Arc::clone(&options.time), recovered.clock));
         let intake = Arc::new(Intake::new());
-        let registry = Arc::new(Registry::new(Arc::clone(&clock), Arc::clone(&intake), recovered.hub));
+        let measured = engine.measure().map_err(|source| OpenError::Access { path: path.clone(), source })?;
+        let gauge = Arc::new(Gauge::new(options.limits, measured, Arc::clone(&clock)));
+        let released = Arc::new(Released::default());
+        let letters_open = recovered.letters.open.clone();
+        let registry = Arc::new(Registry::new(
+            Arc::clone(&clock),
+            Arc::clone(&intake),
+            Arc::clone(&gauge),
+            recovered.hub,
+            recovered.letters,
+        ));
         let mut open_marks: Vec<Mark> = Vec::with_capacity(recovered.queues.len());
-        for (name, queue, open) in recovered.queues {
+        for (name, queue) in recovered.queues {
+            open_marks.push(queue.open.clone());
             registry.restore(&name, queue).list_due();
-            open_marks.push(open);
         }
         let (handle, reader) = reader::channel(Arc::clone(&engine));
         let writer = Writer::new(WriterStart {
@@ -128,21 +144,31 @@ impl Store {
             hub: recovered.hub,
             clock_row: recovered.clock,
             ring_bytes_max: options.ring_bytes_max,
+            gauge: Arc::clone(&gauge),
+            released: Arc::clone(&released),
             open_marks,
+            letters_open,
             segments: recovered.segments,
         });
+        let keeper = Keeper {
+            engine: Arc::clone(&engine),
+            registry: Arc::clone(&registry),
+            gauge: Arc::clone(&gauge),
+            released,
+        };
         let inner = Inner {
             path: path.clone(),
             durability,
             clock,
             intake,
             registry,
+            gauge,
             reader: handle,
             threads: Mutex::new(Vec::new()),
             engine: Arc::downgrade(&engine),
         };
         drop(engine);
-        // Were the second thread to fail, dropping `inner` would end the first.
+        // Were one thread to fail, dropping `inner` would end those before it.
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(run);
             let thread = thread.map_err(|source| OpenError::Threads { path: path.clone(), source })?;
@@ -151,6 +177,7 @@ impl Store {
         };
         spawn("store-writer", Box::new(move || writer.run()))?;
         spawn("store-reader", Box::new(move || reader.run()))?;
+        spawn("store-keeper", Box::new(move || keeper.run()))?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -235,6 +262,38 @@ impl Store {
         }
     }
 
+    /// The dead letters of all queues.
+    pub fn dead_letters(&self) -> DeadLetters {
+        let Inner { registry, intake, reader, .. } = &*self.inner;
+        DeadLetters::new(Arc::clone(registry), Arc::clone(intake), reader.clone())
+    }
+
+    /// How much room there is, by the last measurement and what was written since.
+    pub fn space(&self) -> Space {
+        self.inner.gauge.space()
+    }
+
+    /// Follows whether appends find room: the receiver sees each change of the state, or the last of several.
+    pub fn watch_space(&self) -> tokio::sync::watch::Receiver<SpaceState> {
+        self.inner.gauge.watch()
+    }
+
+    /// How much room the store may take.
+    pub fn limits(&self) -> StoreLimits {
+        self.inner.gauge.limits()
+    }
+
+    /// Changes how much room the store may take; holds from the next request on. Under a lower limit nothing is
+    /// removed but dead letters over their bound: appends are refused, or make room, until what waits has become
+    /// less.
+    pub fn set_limits(&self, limits: StoreLimits) {
+        self.inner.gauge.set_limits(limits);
+        if let Some(engine) = self.inner.engine.upgrade() {
+            engine.fit(self.inner.gauge.capacity_bytes());
+        }
+        self.inner.intake.named();
+    }
+
     /// What the store takes up; for metrics. Zeros after it was closed.
     pub fn sizes(&self) -> StoreSizes {
         let disk = self.inner.engine.upgrade().and_then(|engine| engine.sizes()).unwrap_or_default();
@@ -255,6 +314,7 @@ impl Store {
 impl Inner {
     fn close(&self) {
         self.intake.close();
+        self.gauge.close_keeper();
         let mut threads = self.threads.lock();
         // The reader ends last, so that what the writer wakes can still read.
         for (index, thread) in threads.drain(..).enumerate() {
@@ -272,4 +332,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// What a store at this path may take up.
+fn capacity_bytes(limits: &StoreLimits, path: &Path) -> u64 {
+    let system = engine::file_system_bytes(path).unwrap_or(u64::MAX);
+    limits.max_bytes.unwrap_or(u64::MAX).min(system)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::engine::{DiskBudget, DiskEngine, Engine, Family, Visit};
+use crate::engine::{DiskBudget, DiskEngine, Engine, Family, Range, Visit};
 use crate::*;
 
 const ALL: ReadLimit = ReadLimit { count: usize::MAX, bytes: usize::MAX };
@@ -17,8 +17,10 @@ fn store_on(engine: &Arc<Engine>, durability: Durability) -> Store {
 }
 
 fn request(queues: &[&Queue], records: usize, text: &str) -> AppendRequest {
-    let targets: SmallVec<[Target; 2]> =
-        queues.iter().map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite }).collect();
+    let targets: SmallVec<[Target; 2]> = queues
+        .iter()
+        .map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite, overflow: Overflow::RejectNew })
+        .collect();
     let record = Record { bytes: Bytes::copy_from_slice(text.as_bytes()), targets };
     AppendRequest { records: vec![record; records], unrouted: 1 }
 }
@@ -40,7 +42,7 @@ fn rows(engine: &Engine, family: Family) -> usize {
 }
 
 fn engines(folder: &tempfile::TempDir) -> [Arc<Engine>; 2] {
-    let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20 };
+    let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20, capacity_bytes: u64::MAX };
     let disk = DiskEngine::open(&folder.path().join("db"), budget).unwrap();
     [Arc::new(Engine::disk(disk)), Arc::new(Engine::memory())]
 }
@@ -63,6 +65,7 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
             let refused = store.submit(request(&[&one, &two], 2, "lost")).await.unwrap().await;
             assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
         }
+        assert_eq!(store.space().state, SpaceState::Full { reason: SpaceReason::Disk });
         engine.fail_writes(0);
         assert_eq!(store.hub_ledger().unrouted(), hub.unrouted());
         assert_eq!((one.tail(), two.tail()), (Offset::new(5), Offset::new(3)));
@@ -83,6 +86,22 @@ async fn a_failing_write_refuses_its_requests_and_nothing_else() {
         let one = store.queue("one").unwrap();
         assert_eq!(texts(one.read(Offset::ZERO, ALL).await.unwrap()), expected);
         assert_eq!((one.ledger().delivered(), one.ledger().gap(), store.hub_ledger().gap()), (3, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_store_at_rest_sees_that_writes_succeed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let queue = store.queue("q").unwrap();
+        let mut watch = store.watch_space();
+        engine.fail_writes(2);
+        assert!(store.submit(request(&[&queue], 1, "lost")).await.unwrap().await.is_err());
+        let open =
+            tokio::time::timeout(Duration::from_secs(10), watch.wait_for(|state| *state == SpaceState::Open));
+        open.await.unwrap().unwrap();
+        assert_eq!((queue.tail(), store.space().state), (Offset::ZERO, SpaceState::Open));
     }
 }
 
@@ -193,4 +212,106 @@ async fn entries_that_are_gone_or_damaged_are_dropped_and_counted() {
     assert_eq!(offsets, [0, 3, 4]);
     let ledger = queue.ledger();
     assert_eq!((ledger.dropped(DropReason::Unreadable), ledger.queued(), ledger.gap()), (3, 3, 0));
+}
+
+#[test]
+fn what_is_live_stays_when_files_beside_it_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let [engine, _] = engines(&folder);
+    let key = |offset| crate::rows::reference_key(7, offset);
+    let body = Bytes::from(vec![1; 1000]);
+    // A table that ends with the first live key.
+    let mut batch = engine.batch(0);
+    for offset in 0..=1_000 {
+        engine.put(&mut batch, Family::Reference, &key(offset), &[], &body);
+    }
+    engine.write(batch, false).unwrap();
+    let range =
+        |from, to| Range { family: Family::Reference, from: key(from).to_vec(), to: key(to).to_vec() };
+    engine.compact(&[range(0, 1_001)]);
+    let mut batch = engine.batch(0);
+    engine.delete_range(&mut batch, Family::Reference, &key(0), &key(1_000));
+    engine.write(batch, true).unwrap();
+    engine.reclaim(&range(0, 1_000));
+    assert_eq!(engine.get(Family::Reference, &key(1_000)).unwrap(), Some(body.clone()));
+
+    // What was deleted stays so when room is given back, and takes none.
+    let mut batch = engine.batch(0);
+    for offset in 1_001..3_000 {
+        engine.put(&mut batch, Family::Reference, &key(offset), &[], &body);
+    }
+    engine.write(batch, false).unwrap();
+    engine.compact(&[range(0, 3_000)]);
+    for step in 1..10 {
+        let mut batch = engine.batch(0);
+        engine.delete_range(&mut batch, Family::Reference, &key(0), &key(1_000 + step * 100));
+        engine.write(batch, true).unwrap();
+        engine.reclaim(&range(0, 1_000 + step * 100));
+        engine.compact(&[range(900 + step * 100, 1_000 + step * 100)]);
+        assert_eq!(rows(&engine, Family::Reference) as u64, 2_000 - step * 100);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_waits_with_its_settlement_for_a_write_that_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    for engine in engines(&folder) {
+        let store = store_on(&engine, Durability::Sync);
+        let queue = store.queue("q").unwrap();
+        store.submit(request(&[&queue], 10, "letter")).await.unwrap().await.unwrap();
+        let entries = queue.read(Offset::ZERO, ALL).await.unwrap().entries;
+        engine.fail_writes(usize::MAX);
+        for entry in &entries[..3] {
+            assert!(queue.dead_letter(entry, DeadLetterReason::Conversion, 1));
+            assert!(matches!(store.flush().await, Err(StoreError::Full { .. })));
+        }
+        assert_eq!((queue.ledger().dead_lettered(), queue.ledger().gap()), (3, 0));
+        assert_eq!(store.dead_letters().ledger().accepted(), 0);
+        let discarded = store.dead_letters().discard(&[Offset::ZERO]).await;
+        assert!(matches!(discarded, Err(StoreError::Full { .. })), "{discarded:?}");
+
+        // What dies now has changed nothing.
+        let crashed = store_on(&engine, Durability::Sync);
+        assert_eq!((crashed.queue("q").unwrap().ledger().queued(), crashed.hub_ledger().gap()), (10, 0));
+        crashed.close();
+
+        engine.fail_writes(0);
+        store.flush().await.unwrap();
+        assert_eq!((store.dead_letters().ledger().queued(), store.hub_ledger().gap()), (3, 0));
+        engine.fail_writes(1);
+        let ids = [Offset::ZERO, Offset::new(2)];
+        assert!(matches!(store.dead_letters().redrive(&ids).await, Err(StoreError::Full { .. })));
+        assert_eq!((store.dead_letters().ledger().queued(), queue.tail()), (3, Offset::new(10)));
+        assert_eq!(store.dead_letters().redrive(&ids).await.unwrap(), 2);
+        assert_eq!((store.dead_letters().ledger().queued(), queue.tail()), (1, Offset::new(12)));
+        store.close();
+
+        let store = store_on(&engine, Durability::Sync);
+        let letters = store.dead_letters().list(None, ALL, None).await.unwrap();
+        assert_eq!(letters.iter().map(|letter| letter.offset.get()).collect::<Vec<_>>(), [1]);
+        assert_eq!(store.hub_ledger().gap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_the_dead_letters_is_bounded() {
+    let engine = Arc::new(Engine::memory());
+    let store = store_on(&engine, Durability::Sync);
+    let queue = store.queue("q").unwrap();
+    let text = "x".repeat(1 << 20);
+    store.submit(request(&[&queue], 20, &text)).await.unwrap().await.unwrap();
+    let mut entries: Vec<Entry> = Vec::new();
+    while entries.len() < 20 {
+        let next = entries.last().map_or(Offset::ZERO, |last| last.offset.next());
+        entries.extend(queue.read(next, ALL).await.unwrap().entries);
+    }
+    engine.fail_writes(usize::MAX);
+    let taken = |entry: &&Entry| queue.dead_letter(entry, DeadLetterReason::Conversion, 1);
+    assert_eq!(entries.iter().filter(taken).count(), 15);
+    assert_eq!((queue.ledger().queued(), queue.ledger().gap()), (5, 0));
+    engine.fail_writes(0);
+    store.flush().await.unwrap();
+    assert!(entries.iter().skip(15).all(|entry| taken(&entry)));
+    store.flush().await.unwrap();
+    assert_eq!((store.dead_letters().ledger().queued(), store.hub_ledger().gap()), (20, 0));
 }

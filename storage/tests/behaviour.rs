@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use edgehub_storage::clock::{ManualTimeSource, WALL_PLAUSIBLE_MIN_MS};
 use edgehub_storage::{
-    AppendRequest, Backend, BatchEnd, DropReason, Durability, Entry, Offset, OpenError, Outcome, Queue,
-    ReadLimit, Record, SETTLE_WINDOW_MAX, Settlement, Store, StoreError, StoreOptions, Table, Target, Ttl,
+    AppendRequest, Backend, BatchEnd, DropReason, Durability, Entry, Offset, OpenError, Outcome, Overflow,
+    Queue, ReadLimit, Record, SETTLE_WINDOW_MAX, Settlement, Store, StoreError, StoreOptions, Table, Target,
+    Ttl,
 };
 
 const ALL: ReadLimit = ReadLimit { count: usize::MAX, bytes: usize::MAX };
@@ -17,7 +18,10 @@ const WALL_MS: i64 = WALL_PLAUSIBLE_MIN_MS + 86_400_000;
 const YEAR_MS: i64 = 365 * 86_400_000;
 
 fn record(bytes: impl Into<Bytes>, queue: &Queue, ttl: Ttl) -> Record {
-    Record { bytes: bytes.into(), targets: [Target { queue: queue.id(), ttl }].into_iter().collect() }
+    Record {
+        bytes: bytes.into(),
+        targets: [Target { queue: queue.id(), ttl, overflow: Overflow::RejectNew }].into_iter().collect(),
+    }
 }
 
 async fn append(store: &Store, records: Vec<Record>) {
@@ -151,7 +155,7 @@ async fn settling_out_of_order_survives_a_restart() {
     queue.settle(&[
         settlement(1, Outcome::Delivered),
         settlement(7, dropped),
-        settlement(3, Outcome::DeadLettered),
+        settlement(3, Outcome::Dropped(DropReason::NoIdentity)),
         settlement(99, Outcome::Delivered),
         settlement(7, Outcome::Delivered),
     ]);
@@ -161,7 +165,8 @@ async fn settling_out_of_order_survives_a_restart() {
         assert_eq!(offsets(&queue.read(Offset::ZERO, ALL).await.unwrap().entries), [0, 2, 4, 5, 6, 8, 9]);
         assert_eq!((queue.checkpoint(), queue.tail()), (Offset::ZERO, Offset::new(10)));
         let ledger = queue.ledger();
-        assert_eq!((ledger.accepted(), ledger.delivered(), ledger.dead_lettered()), (10, 1, 1));
+        assert_eq!((ledger.accepted(), ledger.delivered()), (10, 1));
+        assert_eq!(ledger.dropped(DropReason::NoIdentity), 1);
         assert_eq!((ledger.dropped(DropReason::OutOfScope), ledger.queued(), ledger.gap()), (1, 7, 0));
         if round == 0 {
             store.close();
@@ -206,7 +211,12 @@ async fn what_memory_lets_go_of_is_read_from_disk_in_the_same_order() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(StoreOptions { ring_bytes_max: 4096, ..options(&folder, &time) }).unwrap();
     let queues = [store.queue("one").unwrap(), store.queue("two").unwrap()];
-    let both = || queues.iter().map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite }).collect();
+    let both = || {
+        queues
+            .iter()
+            .map(|queue| Target { queue: queue.id(), ttl: Ttl::Infinite, overflow: Overflow::RejectNew })
+            .collect()
+    };
     for number in 0..200_u8 {
         let shared = Record { bytes: Bytes::from(vec![number; 40]), targets: both() };
         append(&store, vec![shared, record(vec![number; 41], &queues[0], Ttl::Infinite)]).await;

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use edgehub_storage::{
-    AppendRequest, BatchEnd, Durability, Offset, Outcome, Queue, ReadLimit, Record, Settlement, Store,
-    StoreOptions, Target, Ttl,
+    AppendRequest, BatchEnd, DeadLetterReason, Durability, Offset, Outcome, Overflow, Queue, ReadLimit,
+    Record, Settlement, Store, StoreOptions, Target, Ttl,
 };
 
 const FOLDER: &str = "EDGEHUB_STORAGE_CRASH_FOLDER";
@@ -73,7 +73,11 @@ async fn publish(store: Store, round: u64, task: u64) {
             let mut bytes = [round, task, number].map(u64::to_le_bytes).concat();
             bytes.resize(24 + rng.usize(0..400), 0);
             let pick = *rng.choice(&[&[0_usize][..], &[1], &[0, 1]]).unwrap();
-            let target = |index: &usize| Target { queue: queues[*index].id(), ttl: Ttl::Infinite };
+            let target = |index: &usize| Target {
+                queue: queues[*index].id(),
+                ttl: Ttl::Infinite,
+                overflow: Overflow::RejectNew,
+            };
             request.records.push(Record { bytes: bytes.into(), targets: pick.iter().map(target).collect() });
             acknowledged.extend(pick.iter().map(|index| format!("A {index} {round} {task} {number}")));
             number += 1;
@@ -97,6 +101,10 @@ async fn deliver(store: Store, queue: Queue) {
         for entry in batch.entries {
             let (round, task, number) = id_of(&entry.bytes);
             say(&format!("D {index} {} {round} {task} {number}", entry.offset));
+            if rng.u8(0..20) == 0 {
+                assert!(queue.dead_letter(&entry, DeadLetterReason::RejectedByReceiver, 1));
+                continue;
+            }
             parked.push(Settlement { offset: entry.offset, outcome: Outcome::Delivered });
         }
         let keep = rng.usize(0..40);
@@ -184,7 +192,11 @@ fn run_and_kill(folder: &Path, round: u64, said: &mut Said) {
 
 async fn inspect(folder: &Path, said: &Said) {
     let store = Store::open(options(folder)).unwrap();
+    // Among other things: what has left a queue for the dead letters is there.
     assert_eq!(store.hub_ledger().gap(), 0);
+    let all = ReadLimit { count: usize::MAX, bytes: usize::MAX };
+    let letters = store.dead_letters().list(None, all, None).await.unwrap();
+    assert_eq!(letters.len() as u64, store.hub_ledger().dead_letters().queued());
     for (index, name) in QUEUES.iter().enumerate() {
         let queue = store.queue(name).unwrap();
         let ledger = queue.ledger();
@@ -200,6 +212,11 @@ async fn inspect(folder: &Path, said: &Said) {
             }
         }
         assert_eq!(ledger.queued(), waiting.len() as u64);
+        for letter in letters.iter().filter(|letter| letter.queue == queue.id()) {
+            let offset = letter.offset.get();
+            assert!(!waiting.contains_key(&offset), "{offset} is in two places");
+            assert_eq!(said.delivered[index].get(&offset), Some(&id_of(&letter.bytes)));
+        }
         assert!(ledger.delivered() <= said.delivered[index].len() as u64);
         for offset in &said.durable[index] {
             assert!(!waiting.contains_key(offset), "{offset} was settled for good, and waits");
@@ -235,6 +252,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         run_and_kill(folder.path(), round, &mut said);
         runtime.block_on(inspect(folder.path(), &said));
     }
+    let store = Store::open(options(folder.path())).unwrap();
+    assert!(store.dead_letters().ledger().accepted() > 0);
     let count = |sets: &[BTreeSet<Id>; 2]| sets.iter().map(BTreeSet::len).sum::<usize>();
     println!("{} acknowledged, {} repeated after {KILLS} kills", count(&said.acknowledged), said.repeated);
     assert!(count(&said.acknowledged) > 0);

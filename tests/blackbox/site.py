@@ -140,7 +140,8 @@ class Site:
         self._chain, self._key = self.authority.server("hub", [self.address, "localhost"])
         self._settings = settings or {}
         self._manifest = folder / "deployment.json"
-        self._manifest.write_text(json.dumps(manifest(routes, ttl_secs)))
+        self._ttl_secs = ttl_secs
+        self.set_routes(routes)
         self.storage = folder / "storage"
         self.storage.mkdir()
         self.cloud = Cloud(folder, self.authority)
@@ -183,6 +184,20 @@ class Site:
             "EDGEHUB_UPSTREAM__TRUST_FILE": self.authority.root,
             **self._settings,
         }
+
+    def set_routes(self, routes):
+        """Routes that the next start of the hub finds."""
+        self._manifest.write_text(json.dumps(manifest(routes, self._ttl_secs)))
+
+    def operate(self, *arguments, code=0):
+        """Runs a verb of the operator, who knows where the store is and has no key; returns what it prints."""
+        done = process.run(arguments, {"StorageFolder": self.storage})
+        assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+        return done.stdout if code == 0 else done.stderr
+
+    def ask(self, *arguments):
+        """The same as JSON."""
+        return json.loads(self.operate(*arguments, "--format", "json"))
 
     def run_hub_to_end(self, arguments=(), deadline_secs=30, **changed):
         """Starts a second hub with this site's settings that is expected to end by itself."""

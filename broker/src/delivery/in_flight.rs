@@ -39,6 +39,11 @@ impl<T> InFlight<T> {
         Some(taken)
     }
 
+    /// All deliveries without an answer, in the order of sending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().flatten()
+    }
+
     /// The delivery that has waited longest.
     pub(crate) fn oldest(&self) -> Option<&T> {
         self.slots.front().and_then(Option::as_ref)

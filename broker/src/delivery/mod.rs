@@ -4,15 +4,21 @@
 //! what the consumer answers. What is under way when a consumer goes or fails is read again from the first
 //! entry that is not settled, so nothing overtakes a failed message, and whatever repeats is a suffix.
 
+mod attempts;
 mod backoff;
 mod in_flight;
+mod losses;
 mod module;
 mod presence;
 mod sent;
+mod share;
 mod source;
 
+pub use attempts::ATTEMPTS_MAX;
 pub use backoff::{Backoff, BackoffOptions, PAUSE_SECS_MAX};
+pub(crate) use losses::{Loss, Losses};
 pub use module::{ModulePump, ModulePumpOptions};
 pub use presence::{Consumer, Presence};
 pub(crate) use sent::SentMetrics;
+pub use share::LOWER_SHARE_PERCENT_MAX;
 pub(crate) use source::{QueueReader, Queued};

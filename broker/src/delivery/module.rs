@@ -4,23 +4,28 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_storage::{DropReason, Offset, Outcome, Queue, ReadLimit, Settlement, Store};
+use edgehub_storage::{DeadLetterReason, Entry, Outcome, Queue, ReadLimit, Settlement, Store};
 use metrics::counter;
 use smallvec::SmallVec;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
+use super::attempts::{ATTEMPTS_MAX, Attempts};
 use super::in_flight::InFlight;
+use super::losses::{Loss, Losses};
 use super::sent::SentMetrics;
-use super::{Backoff, Consumer, QueueReader, Queued};
+use super::{Backoff, BackoffOptions, Consumer, QueueReader, Queued};
 use crate::backend::{self, Command, Deliveries, Settler};
+use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
 
 /// Bytes that one read of a queue brings at most (a single larger message is brought alone).
 const READ_BYTES_MAX: usize = 1 << 20;
 
-/// How often the queues of an absent module are looked at, so that what expires is counted.
-const ABSENT_LOOK_SECS: u64 = 10;
+/// How long a queue that could not be read is left alone.
+const UNREADABLE_PAUSE_SECS: u64 = 1;
+
+static WARNINGS: WarnLimit = WarnLimit::new();
 
 /// How a module's input is served.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +34,29 @@ pub struct ModulePumpOptions {
     pub window: usize,
     /// How long an answer may take before the messages are offered again.
     pub ack_timeout: Duration,
+    /// Pauses before messages that were not taken are offered again.
+    pub backoff: BackoffOptions,
+    /// The part of the messages that less urgent queues are guaranteed, in percent; at most
+    /// [`LOWER_SHARE_PERCENT_MAX`](super::LOWER_SHARE_PERCENT_MAX).
+    pub lower_share_percent: u8,
+}
+
+impl Default for ModulePumpOptions {
+    fn default() -> Self {
+        Self {
+            window: 16,
+            ack_timeout: Duration::from_secs(30),
+            backoff: BackoffOptions::default(),
+            lower_share_percent: 0,
+        }
+    }
 }
 
 /// Delivers the messages of one endpoint to one input of a module, for as long as the hub runs.
+///
+/// A message that the module gives back is offered again after a pause, before any later one of its queue. After
+/// [`ATTEMPTS_MAX`] times, or when the module rejects it, it goes to the dead letters. A module that does not
+/// answer, or leaves, refuses nothing: its messages are offered again for as long as they live.
 pub struct ModulePump {
     module: Identity,
     input: Arc<str>,
@@ -41,31 +66,55 @@ pub struct ModulePump {
     consumers: watch::Receiver<Option<Consumer>>,
     queues: watch::Receiver<Vec<(u32, Queue)>>,
     reader: QueueReader,
+    /// Read, but not sent yet.
+    ahead: VecDeque<Queued>,
     backoff: Backoff,
+    attempts: Attempts,
+    hold: Option<Hold>,
     sent: SentMetrics,
+    losses: Arc<Losses>,
+}
+
+/// A pause of the queues that are as urgent as `level` or less; more urgent ones go on.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    level: u32,
+    until: Instant,
 }
 
 /// Why serving a consumer ended.
 enum End {
-    /// The consumer changed or went, or the queues changed.
+    /// The consumer changed or went.
     Changed,
-    /// The consumer failed to take a message.
-    Failed,
-    /// The hub is stopping.
+    /// No route leads to the endpoint any more, or the hub is stopping.
     Stopped,
 }
 
 /// A delivery without an answer.
 struct Delivery {
     lane: usize,
-    offset: Offset,
+    level: u32,
+    entry: Entry,
     sent_at: Instant,
     route: usize,
 }
 
+/// What one connection has without having answered.
+struct Window {
+    settler: Settler,
+    deliveries: InFlight<Delivery>,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self { settler: Settler::new(), deliveries: InFlight::new() }
+    }
+}
+
 impl ModulePump {
     /// A pump for an input of a module. `queues` may change while it runs.
-    pub fn new(
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own, named where it is given")]
+    pub(crate) fn new(
         module: Identity,
         input: Arc<str>,
         endpoint_id: Arc<str>,
@@ -73,16 +122,36 @@ impl ModulePump {
         options: ModulePumpOptions,
         consumers: watch::Receiver<Option<Consumer>>,
         queues: watch::Receiver<Vec<(u32, Queue)>>,
+        losses: Arc<Losses>,
     ) -> Self {
-        let reader = QueueReader::new(&queues.borrow());
-        let backoff = Backoff::new();
+        let reader = QueueReader::new(&queues.borrow(), options.lower_share_percent);
+        let backoff = Backoff::with(options.backoff);
         let sent = SentMetrics::new(&module.to_string(), &input);
-        Self { module, input, endpoint_id, store, options, consumers, queues, reader, backoff, sent }
+        Self {
+            module,
+            input,
+            endpoint_id,
+            store,
+            options,
+            consumers,
+            queues,
+            reader,
+            ahead: VecDeque::new(),
+            backoff,
+            attempts: Attempts::default(),
+            hold: None,
+            sent,
+            losses,
+        }
     }
 
     /// Runs until the hub drops its side of the queues.
     pub async fn run(mut self) {
         loop {
+            // Another pump may serve the endpoint by now.
+            if self.queues.has_changed().is_err() {
+                return;
+            }
             let consumer = self.consumers.borrow_and_update().clone();
             let end = match consumer {
                 Some(consumer) => {
@@ -92,184 +161,247 @@ impl ModulePump {
                     self = pump;
                     end
                 }
-                None => self.wait_for_consumer().await,
+                None => self.wait_for_change().await,
             };
             match end {
                 End::Stopped => return,
-                End::Changed => self.reader = QueueReader::new(&self.queues.borrow_and_update()),
-                End::Failed => {
-                    let pause = self.backoff.fail();
-                    counter!(
-                        "edgehub_operation_retry_total",
-                        "id" => self.endpoint_id.to_string(), "operation" => "SendMessageToModule"
-                    )
-                    .increment(1);
-                    tracing::warn!(
-                        module = %self.module, input = &*self.input, pause_secs = pause.as_secs_f32(),
-                        "Messages were not acknowledged and are offered again after a pause"
-                    );
-                    tokio::select! {
-                        () = sleep(pause) => {}
-                        changed = self.consumers.changed() => if changed.is_err() { return },
-                    }
-                    self.reader.rewind();
+                End::Changed => self.begin_anew(),
+            }
+        }
+    }
+
+    /// What is not settled is read again; a new connection does not wait for the pauses of the one before.
+    fn begin_anew(&mut self) {
+        self.ahead.clear();
+        self.reader.rewind();
+        self.hold = None;
+    }
+
+    /// Nobody is there to send to.
+    async fn wait_for_change(&mut self) -> End {
+        loop {
+            tokio::select! {
+                changed = self.consumers.changed() => return ended(&changed),
+                changed = self.queues.changed() => match changed {
+                    Ok(()) => self.replace_queues(),
+                    Err(_) => return End::Stopped,
                 }
             }
         }
     }
 
-    async fn wait_for_consumer(&mut self) -> End {
-        loop {
-            tokio::select! {
-                changed = self.consumers.changed() => {
-                    return if changed.is_ok() { End::Changed } else { End::Stopped };
-                }
-                changed = self.queues.changed() => {
-                    return if changed.is_ok() { End::Changed } else { End::Stopped };
-                }
-                () = sleep(Duration::from_secs(ABSENT_LOOK_SECS)) => {
-                    // Reading settles what has expired; the message itself stays where it is.
-                    if let Err(error) = self.reader.read(ReadLimit { count: 1, bytes: 1 }).await {
-                        tracing::error!(endpoint = &*self.endpoint_id, %error, "The queue cannot be read");
-                    }
-                    self.reader.rewind();
-                }
-            }
+    /// What is under way stays under way; what was read ahead is read again, in the new order.
+    fn replace_queues(&mut self) {
+        self.forget_ahead();
+        self.reader.replace(&self.queues.borrow_and_update());
+    }
+
+    fn forget_ahead(&mut self) {
+        for queued in self.ahead.drain(..) {
+            self.reader.rewind_to(queued.lane, queued.entry.offset);
         }
     }
 
     /// Runs on the consumer's thread: what goes to and fro with each message crosses no other one.
     async fn serve(&mut self, consumer: &Consumer) -> End {
-        let settler = Settler::new();
-        let mut window: InFlight<Delivery> = InFlight::new();
-        let mut refused = false;
-        // Read, but not sent yet; dropped with the window, for the next read begins at the first open entry.
-        let mut ahead: VecDeque<Queued> = VecDeque::new();
+        let mut window = Window::new();
         loop {
-            if refused && window.len() == 0 {
-                return End::Failed;
-            }
-            let room = self.room(&window, refused);
-            if room > 0 && ahead.is_empty() {
+            self.lift_hold(&window);
+            let above = self.hold.map(|hold| hold.level);
+            let room = self.room(&window);
+            if room > 0 && self.ahead.is_empty() {
                 let limit = ReadLimit { count: self.reader.count(room), bytes: READ_BYTES_MAX };
-                match self.reader.read(limit).await {
-                    Ok(queued) => ahead.extend(queued),
+                match self.reader.read(limit, above).await {
+                    Ok(queued) => self.ahead.extend(queued),
                     Err(error) => {
                         tracing::error!(endpoint = &*self.endpoint_id, %error, "The queue cannot be read");
-                        return End::Failed;
+                        let pause = Duration::from_secs(UNREADABLE_PAUSE_SECS);
+                        self.hold = Some(Hold { level: 0, until: Instant::now() + pause });
+                        continue;
                     }
                 }
             }
-            if room > 0 && !ahead.is_empty() {
-                let queued = ahead.drain(..room.min(ahead.len()));
-                let deliveries = self.deliveries(queued, &settler, &mut window);
-                if deliveries.messages.is_empty() {
-                    continue;
-                }
-                let sending = consumer.mailbox.send(Command::Deliver(deliveries));
+            if room > 0 && !self.ahead.is_empty() {
+                // A place in the mailbox first: what expires while it is full is not sent.
                 tokio::select! {
-                    sent = sending => if sent.is_err() { return self.wait_for_change().await },
-                    changed = self.consumers.changed() => {
-                        return if changed.is_ok() { End::Changed } else { End::Stopped };
-                    }
+                    permit = consumer.mailbox.reserve() => match permit {
+                        Ok(permit) => {
+                            let deliveries = self.deliveries(room, &mut window);
+                            if !deliveries.messages.is_empty() {
+                                permit.send(Command::Deliver(deliveries));
+                            }
+                        }
+                        Err(_) => return self.wait_for_change().await,
+                    },
+                    changed = self.consumers.changed() => return ended(&changed),
+                    changed = self.queues.changed() => match changed {
+                        Ok(()) => self.replace_queues(),
+                        Err(_) => return End::Stopped,
+                    },
                 }
                 // What was answered while the window filled makes room for the next read at once.
-                self.settle(settler.take(), &mut window, &mut refused);
+                let outcomes = window.settler.take();
+                self.settle(outcomes, &mut window);
                 continue;
             }
-            let deadline = window.oldest().map(|delivery| delivery.sent_at + self.options.ack_timeout);
+            let late_at = window.deliveries.oldest().map(|oldest| oldest.sent_at + self.options.ack_timeout);
+            let lift_at = self.hold.map(|hold| hold.until).filter(|until| *until > Instant::now());
+            let wake_at = late_at.into_iter().chain(lift_at).min();
             tokio::select! {
-                outcomes = settler.settled() => self.settle(outcomes, &mut window, &mut refused),
-                () = self.reader.readable(), if room > 0 => {}
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    return End::Failed;
+                outcomes = window.settler.settled() => self.settle(outcomes, &mut window),
+                () = self.reader.readable(above), if room > 0 => {}
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                    if late_at.is_some_and(|late_at| late_at <= Instant::now()) {
+                        self.give_up(&mut window);
+                    }
                 }
-                changed = self.consumers.changed() => {
-                    return if changed.is_ok() { End::Changed } else { End::Stopped };
-                }
-                changed = self.queues.changed() => {
-                    return if changed.is_ok() { End::Changed } else { End::Stopped };
-                }
+                changed = self.consumers.changed() => return ended(&changed),
+                changed = self.queues.changed() => match changed {
+                    Ok(()) => self.replace_queues(),
+                    Err(_) => return End::Stopped,
+                },
             }
         }
     }
 
     /// How many messages may be sent now. A window that is nearly full is not topped up message by message: each
     /// time costs a wake-up of two threads.
-    fn room(&self, window: &InFlight<Delivery>, refused: bool) -> usize {
-        let room = self.options.window.saturating_sub(window.len());
-        if refused || room < (self.options.window / 4).max(1) { 0 } else { room }
+    fn room(&self, window: &Window) -> usize {
+        let room = self.options.window.saturating_sub(window.deliveries.len());
+        if room < (self.options.window / 4).max(1) { 0 } else { room }
     }
 
-    /// The connection is gone, but the hub has not heard of it yet.
-    async fn wait_for_change(&mut self) -> End {
-        match self.consumers.changed().await {
-            Ok(()) => End::Changed,
-            Err(_) => End::Stopped,
-        }
-    }
-
-    fn deliveries(
-        &mut self,
-        queued: impl ExactSizeIterator<Item = Queued>,
-        settler: &Settler,
-        window: &mut InFlight<Delivery>,
-    ) -> Deliveries {
+    /// The next messages, as far as they have not expired meanwhile; at most `room` are looked at.
+    fn deliveries(&mut self, room: usize, window: &mut Window) -> Deliveries {
         let now = self.store.now();
         let sent_at = Instant::now();
-        let mut messages = Vec::with_capacity(queued.len());
-        for Queued { lane, priority, entry, message, .. } in queued {
+        let count = room.min(self.ahead.len());
+        let mut messages = Vec::with_capacity(count);
+        for Queued { lane, level, priority, entry, message, .. } in self.ahead.drain(..count) {
             if entry.is_expired(now) {
-                self.reader.settle_one(lane, entry.offset, Outcome::Expired);
                 let output = message.output().unwrap_or_default();
-                self.sent.dropped(&message.sender.identity, output, "ttl_expiry");
+                self.losses.tell(Loss::Expired, &message.sender.identity, output, || {
+                    self.reader.settle_one(lane, entry.offset, Outcome::Expired)
+                });
                 continue;
             }
             let route = self.sent.route(&message, &priority);
             self.sent.sent(route, now.millis_since(entry.accepted_at));
-            let tag = window.push(Delivery { lane, offset: entry.offset, sent_at, route });
+            let tag = window.deliveries.push(Delivery { lane, level, entry, sent_at, route });
             messages.push((tag, message));
         }
-        Deliveries { input: self.input.clone(), messages, settler: settler.clone() }
+        Deliveries { input: self.input.clone(), messages, settler: window.settler.clone() }
     }
 
-    fn settle(
-        &mut self,
-        outcomes: Vec<(u64, backend::Outcome)>,
-        window: &mut InFlight<Delivery>,
-        refused: &mut bool,
-    ) {
-        let mut settled: SmallVec<[(usize, Settlement); 16]> = SmallVec::new();
+    fn settle(&mut self, outcomes: Vec<(u64, backend::Outcome)>, window: &mut Window) {
+        let mut delivered: SmallVec<[(usize, Settlement); 16]> = SmallVec::new();
+        // The most urgent priority of which something came back.
+        let mut returned: Option<u32> = None;
         for (tag, outcome) in outcomes {
-            let Some(delivery) = window.take(tag) else { continue };
+            let Some(delivery) = window.deliveries.take(tag) else { continue };
             self.sent.answered(delivery.route, delivery.sent_at.elapsed().as_secs_f64());
-            let outcome = match outcome {
-                backend::Outcome::Accepted => Outcome::Delivered,
+            let (lane, offset) = (delivery.lane, delivery.entry.offset);
+            let came_back = match outcome {
+                backend::Outcome::Accepted => {
+                    self.attempts.settled(lane, offset);
+                    delivered.push((lane, Settlement { offset, outcome: Outcome::Delivered }));
+                    false
+                }
                 backend::Outcome::Rejected => {
-                    let reason = DropReason::RejectedByReceiver;
-                    let (from, output) = self.sent.source(delivery.route);
-                    self.sent.dropped(from, output, reason.as_str());
-                    tracing::warn!(
-                        module = %self.module, input = &*self.input, %from,
-                        "The module rejected a message; it is dropped"
-                    );
-                    Outcome::Dropped(reason)
+                    !self.dead_letter(&delivery, DeadLetterReason::RejectedByReceiver)
                 }
-                // Whatever follows is let through to its answers, then all is offered again from here on.
+                backend::Outcome::NotConvertible => {
+                    !self.dead_letter(&delivery, DeadLetterReason::Conversion)
+                }
                 backend::Outcome::Released => {
-                    *refused = true;
-                    continue;
+                    let spent = self.attempts.count(lane, offset) + 1 >= ATTEMPTS_MAX;
+                    if spent {
+                        !self.dead_letter(&delivery, DeadLetterReason::AttemptsExhausted)
+                    } else {
+                        self.attempts.refused(lane, offset);
+                        true
+                    }
                 }
+                backend::Outcome::NotOffered => true,
             };
-            settled.push((delivery.lane, Settlement { offset: delivery.offset, outcome }));
+            if came_back {
+                returned = Some(returned.map_or(delivery.level, |level| level.min(delivery.level)));
+            }
         }
-        if !settled.is_empty() {
+        if !delivered.is_empty() {
             self.backoff.succeed();
         }
-        for of_lane in settled.chunk_by(|(a, _), (b, _)| a == b) {
+        for of_lane in delivered.chunk_by(|(a, _), (b, _)| a == b) {
             let settlements: SmallVec<[Settlement; 16]> =
                 of_lane.iter().map(|(_, settlement)| *settlement).collect();
             self.reader.settle(of_lane[0].0, &settlements);
         }
+        if let Some(level) = returned.filter(|level| self.hold.is_none_or(|hold| *level < hold.level)) {
+            self.hold(level, "Messages came back and are offered again after a pause");
+        }
     }
+
+    /// The message goes to the dead letters; false if they cannot take it now.
+    fn dead_letter(&mut self, delivery: &Delivery, reason: DeadLetterReason) -> bool {
+        let (lane, offset) = (delivery.lane, delivery.entry.offset);
+        let attempts = self.attempts.count(lane, offset) + 1;
+        let (from, output) = self.sent.source(delivery.route);
+        if let Some(others) = WARNINGS.admit() {
+            tracing::warn!(
+                module = %self.module, input = &*self.input, %from, reason = reason.as_str(), attempts, others,
+                "The module does not take a message; it goes to the dead letters"
+            );
+        }
+        let taken = self.losses.dead_letter(reason, from, output, || {
+            self.reader.dead_letter(lane, &delivery.entry, reason, attempts)
+        });
+        if taken {
+            self.attempts.settled(lane, offset);
+        }
+        taken
+    }
+
+    /// The module did not answer in time: what it has counts as not sent. That is no refusal by the module, so no
+    /// message comes nearer to the dead letters by it.
+    fn give_up(&mut self, window: &mut Window) {
+        let level = window.deliveries.iter().map(|delivery| delivery.level).min().unwrap_or_default();
+        *window = Window::new();
+        self.forget_ahead();
+        self.reader.rewind();
+        self.hold(level, "Messages were not acknowledged in time and are offered again after a pause");
+    }
+
+    fn hold(&mut self, level: u32, what: &'static str) {
+        let pause = self.backoff.fail();
+        let until = Instant::now() + pause;
+        let level = self.hold.map_or(level, |hold| hold.level.min(level));
+        self.hold = Some(Hold { level, until });
+        self.forget_ahead();
+        self.attempts.prune(|lane| self.reader.checkpoint(lane));
+        counter!(
+            "edgehub_operation_retry_total",
+            "id" => self.endpoint_id.to_string(), "operation" => "SendMessageToModule"
+        )
+        .increment(1);
+        if let Some(others) = WARNINGS.admit() {
+            tracing::warn!(
+                module = %self.module, input = &*self.input, pause_secs = pause.as_secs_f32(), others, "{what}"
+            );
+        }
+    }
+
+    /// Ends a pause that is over, once everything of its queues that was under way is answered; then they are read
+    /// again from the first entry that is not settled.
+    fn lift_hold(&mut self, window: &Window) {
+        let Some(Hold { level, until }) = self.hold else { return };
+        let waits = || window.deliveries.iter().any(|delivery| delivery.level >= level);
+        if Instant::now() >= until && !waits() {
+            self.hold = None;
+            self.reader.rewind_from(level);
+        }
+    }
+}
+
+fn ended(changed: &Result<(), watch::error::RecvError>) -> End {
+    if changed.is_ok() { End::Changed } else { End::Stopped }
 }

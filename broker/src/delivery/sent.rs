@@ -107,15 +107,6 @@ impl SentMetrics {
         self.routes[route].send_duration.record(seconds);
     }
 
-    /// Counts a message that was given up.
-    pub(crate) fn dropped(&self, message_from: &Identity, output: &str, reason: &'static str) {
-        counter!(
-            "edgehub_messages_dropped_total",
-            "reason" => reason, "from" => message_from.to_string(), "from_route_output" => output.to_owned()
-        )
-        .increment(1);
-    }
-
     /// Whose messages a set of handles counts, and their output.
     pub(crate) fn source(&self, route: usize) -> (&Identity, &str) {
         let route = &self.routes[route];

@@ -5,13 +5,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use edgehub_storage::{BatchEnd, Entry, Offset, Outcome, Queue, ReadLimit, Settlement, StoreError};
-use metrics::counter;
+use edgehub_storage::{
+    BatchEnd, DeadLetterReason, Entry, Offset, Outcome, Queue, ReadLimit, Settlement, StoreError,
+};
+use smallvec::SmallVec;
 
+use super::share::Share;
 use crate::message::{Message, SenderCache};
 
 /// Messages that are read ahead.
 const AHEAD_MESSAGES_MAX: usize = 256;
+
+/// Messages that an urgent queue gives at a time while less urgent ones wait for their share.
+const SHARED_MESSAGES_MAX: usize = 32;
 
 /// Reads the queues of one endpoint in order of priority, each from a position of its own.
 pub(crate) struct QueueReader {
@@ -20,6 +26,7 @@ pub(crate) struct QueueReader {
     /// The lanes that are read, the most urgent first.
     order: Vec<usize>,
     senders: SenderCache,
+    share: Share,
     /// Something was read that had never been read, or there was nothing, since the last rewind.
     fresh: bool,
 }
@@ -40,16 +47,38 @@ pub(crate) struct Queued {
     pub(crate) lane: usize,
     /// The queue's priority; 0 is the most urgent.
     pub(crate) level: u32,
+    /// The place among messages of other priorities: the priority, or a more urgent one that the message was read
+    /// before, as the share of its queue.
+    pub(crate) rank: u32,
+    /// It is to be sent alone, as it was among messages that were refused together.
+    pub(crate) alone: bool,
     /// The same as metrics name it.
     pub(crate) priority: Arc<str>,
     pub(crate) entry: Entry,
     pub(crate) message: Message,
 }
 
+/// What became of an entry that was to go to the dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeadLettered {
+    /// It is there.
+    Moved,
+    /// It was settled before, or dropped for want of room for any dead letter; the ledger tells.
+    Otherwise,
+    /// The dead letters take nothing now; the entry is queued as before.
+    Busy,
+}
+
 impl QueueReader {
-    pub(crate) fn new(queues: &[(u32, Queue)]) -> Self {
-        let mut reader =
-            Self { lanes: Vec::new(), order: Vec::new(), senders: SenderCache::default(), fresh: true };
+    /// A reader of these queues that leaves less urgent ones a share in percent.
+    pub(crate) fn new(queues: &[(u32, Queue)], lower_share_percent: u8) -> Self {
+        let mut reader = Self {
+            lanes: Vec::new(),
+            order: Vec::new(),
+            senders: SenderCache::default(),
+            share: Share::new(lower_share_percent),
+            fresh: true,
+        };
         reader.replace(queues);
         reader
     }
@@ -83,7 +112,12 @@ impl QueueReader {
 
     /// Reads on from the first entry of each queue that is not settled.
     pub(crate) fn rewind(&mut self) {
-        for lane in &mut self.lanes {
+        self.rewind_from(0);
+    }
+
+    /// The same for the queues that are as urgent as `level` or less.
+    pub(crate) fn rewind_from(&mut self, level: u32) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.level >= level) {
             lane.next = lane.queue.checkpoint();
             lane.blocked = None;
         }
@@ -104,47 +138,97 @@ impl QueueReader {
         self.fresh
     }
 
-    /// The next messages of the most urgent queue that has any; empty when all were read to their ends.
-    pub(crate) async fn read(&mut self, limit: ReadLimit) -> Result<Vec<Queued>, StoreError> {
-        for at in 0..self.order.len() {
-            let index = self.order[at];
-            loop {
-                let lane = &mut self.lanes[index];
-                // Taken before the read, so that a step of it in between is not missed.
-                let checkpoint = lane.queue.checkpoint();
-                let batch = lane.queue.read(lane.next, limit).await?;
-                lane.next = batch.next;
-                lane.blocked = (batch.end == BatchEnd::Window).then_some(checkpoint);
-                if lane.next > lane.reached {
-                    lane.reached = lane.next;
-                    self.fresh = true;
-                }
-                if batch.expired > 0 {
-                    counter!(
-                        "edgehub_messages_dropped_total",
-                        "reason" => "ttl_expiry", "from" => "", "from_route_output" => ""
-                    )
-                    .increment(batch.expired);
-                }
-                let end = batch.end;
-                let queued = self.decode(index, batch.entries);
+    /// The first entry of a queue that is not settled.
+    pub(crate) fn checkpoint(&self, lane: usize) -> Offset {
+        self.lanes.get(lane).map_or(Offset::ZERO, |lane| lane.queue.checkpoint())
+    }
+
+    /// The next messages of the most urgent queue that has any, or of a less urgent one whose share is due; empty
+    /// when all were read to their ends. With `above`, only queues that are more urgent than it are read.
+    pub(crate) async fn read(
+        &mut self,
+        limit: ReadLimit,
+        above: Option<u32>,
+    ) -> Result<Vec<Queued>, StoreError> {
+        let readable = self.readable_count(above);
+        let due = self.share.due();
+        if due > 0 && readable > 1 {
+            let limit = ReadLimit { count: limit.count.min(due), ..limit };
+            for step in self.share.turns(readable - 1) {
+                let at = step + 1;
+                // The share is taken from the first more urgent queue that has something; without one there is
+                // nothing to share.
+                let Some(before) = (0..at).find(|other| self.has_more(self.order[*other])) else { continue };
+                let rank = self.lanes[self.order[before]].level;
+                let mut queued = self.read_lane(self.order[at], limit).await?;
                 if !queued.is_empty() {
+                    self.share.granted(queued.len());
+                    queued.iter_mut().for_each(|queued| queued.rank = rank);
                     return Ok(queued);
                 }
-                match end {
-                    BatchEnd::More => {}
-                    BatchEnd::Tail | BatchEnd::Window => break,
+            }
+        }
+        for at in 0..readable {
+            let lower = self.order[at + 1..readable].iter();
+            let shares = self.share.is_guaranteed() && lower.copied().any(|lane| self.has_more(lane));
+            let limit = match shares {
+                true => ReadLimit { count: limit.count.min(SHARED_MESSAGES_MAX), ..limit },
+                false => limit,
+            };
+            let queued = self.read_lane(self.order[at], limit).await?;
+            if !queued.is_empty() {
+                if shares {
+                    self.share.passed_over(queued.len());
                 }
+                return Ok(queued);
             }
         }
         self.fresh = true;
         Ok(Vec::new())
     }
 
-    /// Waits until there may be something to read. Cancel safe.
-    pub(crate) async fn readable(&self) {
-        let mut waits: Vec<_> = self
-            .order
+    async fn read_lane(&mut self, index: usize, limit: ReadLimit) -> Result<Vec<Queued>, StoreError> {
+        loop {
+            let lane = &mut self.lanes[index];
+            // Taken before the read, so that a step of it in between is not missed.
+            let checkpoint = lane.queue.checkpoint();
+            let batch = lane.queue.read(lane.next, limit).await?;
+            lane.next = batch.next;
+            lane.blocked = (batch.end == BatchEnd::Window).then_some(checkpoint);
+            if lane.next > lane.reached {
+                lane.reached = lane.next;
+                self.fresh = true;
+            }
+            let end = batch.end;
+            let queued = self.decode(index, batch.entries);
+            if !queued.is_empty() {
+                return Ok(queued);
+            }
+            match end {
+                BatchEnd::More => {}
+                BatchEnd::Tail | BatchEnd::Window => return Ok(queued),
+            }
+        }
+    }
+
+    /// How many queues are more urgent than `above`: they come first in the order.
+    fn readable_count(&self, above: Option<u32>) -> usize {
+        match above {
+            None => self.order.len(),
+            Some(level) => self.order.partition_point(|lane| self.lanes[*lane].level < level),
+        }
+    }
+
+    /// Whether a queue has entries beyond the place reached, expired ones perhaps.
+    fn has_more(&self, lane: usize) -> bool {
+        let lane = &self.lanes[lane];
+        lane.blocked.is_none() && lane.queue.tail() > lane.next
+    }
+
+    /// Waits until there may be something to read in queues that are more urgent than `above`, or in any without
+    /// it. Cancel safe.
+    pub(crate) async fn readable(&self, above: Option<u32>) {
+        let mut waits: SmallVec<[_; 2]> = self.order[..self.readable_count(above)]
             .iter()
             .map(|index| {
                 let lane = &self.lanes[*index];
@@ -169,8 +253,27 @@ impl QueueReader {
         }
     }
 
-    pub(crate) fn settle_one(&self, lane: usize, offset: Offset, outcome: Outcome) {
-        self.settle(lane, &[Settlement { offset, outcome }]);
+    /// Settles one entry; false if it was settled before.
+    pub(crate) fn settle_one(&self, lane: usize, offset: Offset, outcome: Outcome) -> bool {
+        let lane = self.lanes.get(lane);
+        lane.is_some_and(|lane| lane.queue.settle(&[Settlement { offset, outcome }]) > 0)
+    }
+
+    /// Moves one entry to the dead letters.
+    pub(crate) fn dead_letter(
+        &self,
+        lane: usize,
+        entry: &Entry,
+        reason: DeadLetterReason,
+        attempts: u32,
+    ) -> DeadLettered {
+        let Some(Lane { queue, .. }) = self.lanes.get(lane) else { return DeadLettered::Otherwise };
+        let before = queue.ledger().dead_lettered();
+        if !queue.dead_letter(entry, reason, attempts) {
+            return DeadLettered::Busy;
+        }
+        // Were the store to move others of the queue at this moment, to make room, one of them would be taken for this.
+        if queue.ledger().dead_lettered() > before { DeadLettered::Moved } else { DeadLettered::Otherwise }
     }
 
     fn decode(&mut self, index: usize, entries: Vec<Entry>) -> Vec<Queued> {
@@ -180,6 +283,8 @@ impl QueueReader {
                 Ok(message) => queued.push(Queued {
                     lane: index,
                     level: self.lanes[index].level,
+                    rank: self.lanes[index].level,
+                    alone: false,
                     priority: self.lanes[index].priority.clone(),
                     entry,
                     message,
@@ -191,11 +296,6 @@ impl QueueReader {
                         "A stored message cannot be read and is dropped"
                     );
                     let reason = edgehub_storage::DropReason::Unreadable;
-                    counter!(
-                        "edgehub_messages_dropped_total",
-                        "reason" => reason.as_str(), "from" => "", "from_route_output" => ""
-                    )
-                    .increment(1);
                     self.settle_one(index, entry.offset, Outcome::Dropped(reason));
                 }
             }

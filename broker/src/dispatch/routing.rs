@@ -3,14 +3,25 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use edgehub_routing::{DEFAULT_PRIORITY, Endpoint, RouteTable};
-use edgehub_storage::{Queue, Store, StoreError, Target, Ttl};
+use edgehub_routing::{DEFAULT_PRIORITY, Endpoint, OverflowPolicy, RouteIndex, RouteTable};
+use edgehub_storage::{Overflow, Queue, Store, StoreError, Target, Ttl};
 
 /// An immutable snapshot: compiled routes, the queue of every endpoint and priority, the hub-wide time to live.
 pub struct Routing {
     table: RouteTable,
     queues: Vec<QueuePlan>,
     time_to_live: Ttl,
+    /// By the index of the route.
+    overflow: Vec<Overflow>,
+}
+
+/// What holds for every route that says nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteDefaults {
+    /// Time to live in seconds; negative never ends, 0 ends at once.
+    pub time_to_live_secs: i32,
+    /// What becomes of messages when the store is full.
+    pub overflow: OverflowPolicy,
 }
 
 /// The queues of one endpoint, the most urgent first.
@@ -25,15 +36,26 @@ pub struct QueuePlan {
 impl Routing {
     /// No routes: every message is accepted and counted as unrouted.
     pub fn empty() -> Self {
-        Self { table: RouteTable::empty(), queues: Vec::new(), time_to_live: Ttl::Infinite }
+        Self {
+            table: RouteTable::empty(),
+            queues: Vec::new(),
+            time_to_live: Ttl::Infinite,
+            overflow: Vec::new(),
+        }
     }
 
     /// Opens the queues that the table needs. Queues of earlier runs come back under the same names, those of
     /// priorities that no route uses any more included, so that what waits in them is still delivered.
+    /// `overflow` tells the policy of a route by its name, if it has one of its own.
     ///
     /// # Errors
     /// When the store refuses to open a queue.
-    pub fn open(table: RouteTable, time_to_live_secs: i32, store: &Store) -> Result<Self, StoreError> {
+    pub fn open(
+        table: RouteTable,
+        defaults: RouteDefaults,
+        overflow: impl Fn(&str) -> Option<OverflowPolicy>,
+        store: &Store,
+    ) -> Result<Self, StoreError> {
         let existing = store.queues();
         let mut by_name: AHashMap<&str, Vec<(u32, &Queue)>> = AHashMap::new();
         for queue in &existing {
@@ -56,7 +78,11 @@ impl Routing {
             of_endpoint.sort_by_key(|(priority, _)| *priority);
             queues.push(QueuePlan { endpoint: endpoint.clone(), queues: of_endpoint });
         }
-        Ok(Self { table, queues, time_to_live: time_to_live(time_to_live_secs) })
+        let overflow = (0..)
+            .map_while(|index| table.route_name(RouteIndex(index)))
+            .map(|name| overflow_of(overflow(name).unwrap_or(defaults.overflow)))
+            .collect();
+        Ok(Self { table, queues, time_to_live: time_to_live(defaults.time_to_live_secs), overflow })
     }
 
     /// The compiled routes.
@@ -88,7 +114,17 @@ impl Routing {
             0 => self.time_to_live,
             secs => Ttl::Millis(u64::from(secs) * 1_000),
         };
-        Target { queue, ttl }
+        // There is one for each route of the table; refusing is what every route did before.
+        let overflow = self.overflow.get(target.route.0 as usize).copied().unwrap_or(Overflow::RejectNew);
+        Target { queue, ttl, overflow }
+    }
+}
+
+fn overflow_of(policy: OverflowPolicy) -> Overflow {
+    match policy {
+        OverflowPolicy::RejectNew => Overflow::RejectNew,
+        OverflowPolicy::DropOldest => Overflow::DropOldest,
+        OverflowPolicy::DeadLetter => Overflow::DeadLetter,
     }
 }
 

@@ -5,12 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use edgehub_storage::Commit;
-
 use super::Hub;
 use crate::backend::{Mailbox, PublishError};
 use crate::delivery::Consumer;
-use crate::dispatch::Publisher;
+use crate::dispatch::{Published, Publisher};
 use crate::message::Sender;
 use crate::wake::Home;
 
@@ -50,11 +48,11 @@ impl Drop for HubClient {
 
 /// Resolves when published messages are stored.
 pub struct HubCommit {
-    commit: Commit,
+    commit: Published,
 }
 
 impl HubCommit {
-    pub(super) fn new(commit: Commit) -> Self {
+    pub(super) fn new(commit: Published) -> Self {
         Self { commit }
     }
 }
@@ -63,6 +61,6 @@ impl Future for HubCommit {
     type Output = Result<(), PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.commit).poll(context).map_err(PublishError::from)
+        Pin::new(&mut self.commit).poll(context)
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use edgehub_routing::{ConfigError, HubConfig, Lint, OwnedRouteSpec, RouteError, RouteTable, Sink, lint};
+use edgehub_storage::StoreLimits;
 
 use super::{Hub, Pumps};
-use crate::dispatch::Routing;
+use crate::dispatch::{RouteDefaults, Routing};
 use crate::identity::Identity;
 
 /// Lints of one configuration that are logged one by one.
@@ -56,7 +57,8 @@ impl Applied {
 
 impl Hub {
     /// Puts a configuration in force. Each route compiles alone: good ones run, a bad one keeps its last good
-    /// version if it had one. Messages that are being decided finish under the old routes; none is lost.
+    /// version if it had one. Messages that are being decided finish under the old routes; none is lost. The limit of
+    /// the store comes into force with the routes.
     ///
     /// # Errors
     /// When the document has no hub-wide time to live, or the store refuses a queue. Then nothing changes.
@@ -83,7 +85,17 @@ impl Hub {
             }
         }
         let (table, _) = RouteTable::compile(in_force.values().map(OwnedRouteSpec::as_spec), device_id);
-        let routing = Routing::open(table, time_to_live_secs, &self.inner.store)?;
+        let defaults = RouteDefaults { time_to_live_secs, overflow: self.inner.overflow };
+        let overflow = |name: &str| in_force.get(name).and_then(|route| route.overflow);
+        let routing = Routing::open(table, defaults, overflow, &self.inner.store)?;
+        self.inner.store.set_limits(StoreLimits {
+            // Without a limit of its own a configuration lifts that of the one before; 0 and less are none.
+            max_bytes: config
+                .store_limit_bytes
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .filter(|bytes| *bytes > 0),
+            ..self.inner.limits
+        });
         applied.rejected = rejected;
         applied.routes = in_force.keys().cloned().collect();
         applied.routes.sort_unstable();
@@ -109,6 +121,7 @@ impl Hub {
                 Sink::ModuleInput { module, input } => match pumps.modules.get(id) {
                     Some(running) => {
                         running.send_if_modified(|queues| {
+                            // An endpoint only gains queues: those without a route are served until they are empty.
                             let changed = queues.len() != plan.queues.len();
                             if changed {
                                 queues.clone_from(&plan.queues);

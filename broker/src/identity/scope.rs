@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ pub struct ScopeCache {
     /// Scope id of an edge device to its identity: the way from a child to its parent.
     scopes: Map<Arc<str>, Identity>,
     writer: Mutex<()>,
+    /// The upstream has listed the whole scope since the start, so who is missing is not in it.
+    complete: AtomicBool,
 }
 
 /// Where chains end.
@@ -101,7 +104,13 @@ impl ScopeCache {
     }
 
     fn with_top(top: Top) -> Self {
-        Self { top, entries: Map::default(), scopes: Map::default(), writer: Mutex::new(()) }
+        Self {
+            top,
+            entries: Map::default(),
+            scopes: Map::default(),
+            writer: Mutex::new(()),
+            complete: AtomicBool::new(false),
+        }
     }
 
     /// The edge device whose scope this is; absent for a cloud hub.
@@ -180,6 +189,14 @@ impl ScopeCache {
         Some(chain.join(";"))
     }
 
+    /// Whether an identity is known to have left the scope, or never to have been in it. Not before the first
+    /// complete refresh: what was restored from a snapshot may be old, and an unknown identity new.
+    pub fn is_out_of_scope(&self, identity: &Identity) -> bool {
+        self.complete.load(Ordering::Acquire)
+            && !self.entries.contains_key(identity)
+            && self.chain(identity).is_none()
+    }
+
     /// Replaces everything by a complete refresh.
     ///
     /// # Errors
@@ -199,6 +216,7 @@ impl ScopeCache {
             .collect();
         removed.iter().for_each(|identity| self.take(identity));
         let changed = identities.into_iter().filter_map(|entry| self.put(entry)).collect();
+        self.complete.store(true, Ordering::Release);
         Ok(ScopeChange { changed, removed })
     }
 
@@ -252,7 +270,10 @@ impl ScopeCache {
             return Err(ScopeCacheError::Version(version));
         }
         let SnapshotIn { identities } = serde_json::from_slice(snapshot).map_err(unreadable)?;
-        self.replace_all(identities)
+        let complete = self.complete.load(Ordering::Acquire);
+        let change = self.replace_all(identities);
+        self.complete.store(complete, Ordering::Release);
+        change
     }
 
     /// The identity, if the record is new or differs. The caller holds the writer lock.

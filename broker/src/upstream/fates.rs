@@ -1,36 +1,68 @@
 //! What becomes of messages that leave the lanes: settled, said, and counted.
 
-use edgehub_storage::{DropReason, Outcome, Settlement};
+use std::sync::Arc;
+
+use edgehub_storage::{DeadLetterReason, Outcome, Settlement};
 use smallvec::SmallVec;
 
 use super::lanes::Chunk;
-use crate::delivery::{QueueReader, Queued, SentMetrics};
+use crate::delivery::{Loss, Losses, QueueReader, Queued};
 use crate::head::warn_limit::WarnLimit;
+
+/// What the upstream refuses was offered once: the answer was final.
+const ATTEMPTS: u32 = 1;
 
 /// Limits the warnings about single messages.
 pub(super) static DROP_WARNINGS: WarnLimit = WarnLimit::new();
 
-/// The messages of a transfer are settled, in all the queues that they came from.
-pub(super) fn settle(chunk: &Chunk, fate: Outcome, reader: Option<&QueueReader>) {
+/// The messages of a transfer are delivered; settles them in all the queues that they came from.
+pub(super) fn deliver(chunk: &Chunk, reader: Option<&QueueReader>) {
     let Some(reader) = reader else { return };
     for of_queue in chunk.messages.chunk_by(|a, b| a.lane == b.lane) {
-        let settlements: SmallVec<[Settlement; 16]> =
-            of_queue.iter().map(|queued| Settlement { offset: queued.entry.offset, outcome: fate }).collect();
+        let settlements: SmallVec<[Settlement; 16]> = of_queue
+            .iter()
+            .map(|queued| Settlement { offset: queued.entry.offset, outcome: Outcome::Delivered })
+            .collect();
         reader.settle(of_queue[0].lane, &settlements);
     }
 }
 
-/// Says and counts that a message is given up because the upstream will never take it.
-pub(super) fn refuse(queued: &Queued, reason: &str, sent: &SentMetrics) {
-    if let Some(others) = DROP_WARNINGS.admit() {
-        let from = &queued.message.sender.identity;
-        tracing::warn!(%from, reason, others, "The upstream refuses a message; it is dropped");
-    }
-    count_drop(queued, DropReason::RejectedByReceiver.as_str(), sent);
+/// Settles what is not delivered.
+pub(super) struct Fates {
+    losses: Arc<Losses>,
 }
 
-/// Counts a message that is given up.
-pub(super) fn count_drop(queued: &Queued, reason: &'static str, sent: &SentMetrics) {
-    let message = &queued.message;
-    sent.dropped(&message.sender.identity, message.output().unwrap_or_default(), reason);
+impl Fates {
+    pub(super) fn new(losses: Arc<Losses>) -> Self {
+        Self { losses }
+    }
+
+    /// The time to live of a message ended while it waited in its lane.
+    pub(super) fn expire(&self, queued: &Queued, reader: &QueueReader) {
+        let message = &queued.message;
+        let output = message.output().unwrap_or_default();
+        self.losses.tell(Loss::Expired, &message.sender.identity, output, || {
+            reader.settle_one(queued.lane, queued.entry.offset, Outcome::Expired)
+        });
+    }
+
+    /// The upstream will never take a message: it goes to the dead letters. False if they cannot take it now.
+    #[must_use = "a message that was not taken is still queued"]
+    pub(super) fn give_up(
+        &self,
+        queued: &Queued,
+        reason: DeadLetterReason,
+        text: &str,
+        reader: &QueueReader,
+    ) -> bool {
+        let message = &queued.message;
+        let from = &message.sender.identity;
+        if let Some(others) = DROP_WARNINGS.admit() {
+            tracing::warn!(%from, reason = text, others, "The upstream does not take a message; it goes to the dead letters");
+        }
+        let output = message.output().unwrap_or_default();
+        self.losses.dead_letter(reason, from, output, || {
+            reader.dead_letter(queued.lane, &queued.entry, reason, ATTEMPTS)
+        })
+    }
 }

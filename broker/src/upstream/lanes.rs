@@ -4,15 +4,22 @@
 //! read and not yet settled. When a lane fails, what it held is forgotten and read again later, from its first
 //! unsettled entry on; what other lanes hold meanwhile is recognised by its place and left out. While a lane
 //! is parked, its messages are not held at all, so a sender that fails for days costs no memory. After a failure a
-//! lane takes one transfer's worth until it succeeds, so that it cannot fill the memory that all lanes share.
+//! lane takes one transfer's worth until it succeeds, so that it cannot fill the memory that all lanes share. A
+//! message that is more urgent than all that failed ends the pause of its lane.
+//!
+//! When the receiver refuses a transfer of several messages, these are set aside, and nothing more is sent until
+//! the transfers behind it are answered; then the messages go again one by one, and only the guilty one is
+//! refused. What was sent behind them and accepted is not sent again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use edgehub_storage::Offset;
+use edgehub_storage::StoreTime;
 use tokio::time::Instant;
 
+use super::lane::Lane;
+pub(crate) use super::lane::{Chunk, Place};
 use crate::delivery::{Backoff, BackoffOptions, Queued};
 use crate::identity::Identity;
 
@@ -28,20 +35,9 @@ pub(crate) const LANE_TRANSFERS_MAX: usize = 16;
 /// Largest sum of message sizes in one transfer.
 const CHUNK_BYTES_MAX: usize = 262_144;
 
-/// A place in the queues of the endpoint: which queue, which entry.
-pub(crate) type Place = (usize, Offset);
-
 /// Names a lane for as long as the lanes exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(usize);
-
-/// Messages that are sent together and answered together.
-pub(crate) struct Chunk {
-    /// The messages in order.
-    pub(crate) messages: Vec<Queued>,
-    /// When it was sent.
-    pub(crate) sent_at: Instant,
-}
 
 /// All lanes.
 pub(crate) struct Lanes {
@@ -56,31 +52,16 @@ pub(crate) struct Lanes {
     backoff: BackoffOptions,
 }
 
-struct Lane {
-    sender: Identity,
-    /// What is to be sent: the more urgent first, each priority in the order of its queue.
-    pending: VecDeque<Queued>,
-    sent: VecDeque<Chunk>,
-    backoff: Backoff,
-    /// When the lane is to be read again; it takes nothing until then.
-    wake_at: Option<Instant>,
-    /// After the receiver refused a chunk its messages go one by one, so that the refusal hits the guilty one only.
-    single: usize,
-    /// The first entry of each queue that was read while the lane could not hold it. While there is one, the lane
-    /// takes nothing, or later messages would overtake.
-    skipped: Vec<Place>,
-}
-
-impl Lane {
-    fn skip(&mut self, place: Place) {
-        match self.skipped.iter_mut().find(|(queue, _)| *queue == place.0) {
-            Some((_, first)) => *first = place.1.min(*first),
-            None => self.skipped.push(place),
-        }
+impl LaneId {
+    /// A name in tests.
+    #[cfg(test)]
+    pub(super) fn new(index: usize) -> Self {
+        Self(index)
     }
 
-    fn len(&self) -> usize {
-        self.pending.len() + self.sent.iter().map(|chunk| chunk.messages.len()).sum::<usize>()
+    #[cfg(test)]
+    pub(super) fn index(self) -> usize {
+        self.0
     }
 }
 
@@ -131,7 +112,7 @@ impl Lanes {
 
     /// Takes a message that was read. Gives the lane if it holds the message now; none if it is held already, or
     /// its lane will have it read again.
-    pub(crate) fn push(&mut self, queued: Queued) -> Option<LaneId> {
+    pub(crate) fn push(&mut self, queued: Queued, now: Instant) -> Option<LaneId> {
         let place = (queued.lane, queued.entry.offset);
         if self.held.contains(&place) {
             return None;
@@ -141,27 +122,35 @@ impl Lanes {
         let probing = lane.backoff.failures() > 0 && lane.len() >= self.batch_max;
         if lane.wake_at.is_some() || !lane.skipped.is_empty() || probing {
             lane.skip(place);
+            if lane.parked_level.is_some_and(|level| queued.level < level) {
+                // It did not fail, so it does not wait for those that did.
+                lane.parked_level = Some(queued.level);
+                self.wake_at(id, now);
+            }
             return None;
         }
         self.held.insert(place);
         self.held_bytes += queued.entry.bytes.len();
-        // Behind the last one that is as urgent; mostly that is the end.
-        let behind = lane.pending.iter().rposition(|other| other.level <= queued.level);
-        lane.pending.insert(behind.map_or(0, |at| at + 1), queued);
+        lane.take(queued);
         Some(id)
+    }
+
+    /// The rank of what the lane would send next; none if it has nothing.
+    pub(crate) fn rank(&self, lane: LaneId) -> Option<u32> {
+        self.lanes[lane.0].pending.front().map(|queued| queued.rank)
     }
 
     /// Whether a lane has something that may be sent now.
     pub(crate) fn is_ready(&self, lane: LaneId) -> bool {
         let lane = &self.lanes[lane.0];
-        let transfers_max = if lane.single > 0 { 1 } else { LANE_TRANSFERS_MAX };
-        !lane.pending.is_empty() && lane.sent.len() < transfers_max
+        let alone = lane.pending.front().is_some_and(|queued| queued.alone);
+        let transfers_max = if alone { 1 } else { LANE_TRANSFERS_MAX };
+        !lane.pending.is_empty() && lane.set_aside.is_empty() && lane.sent.len() < transfers_max
     }
 
     /// Whether a lane holds nothing.
     pub(crate) fn is_idle(&self, lane: LaneId) -> bool {
-        let lane = &self.lanes[lane.0];
-        lane.pending.is_empty() && lane.sent.is_empty()
+        self.lanes[lane.0].is_idle()
     }
 
     /// The messages of the lane's next transfer; they stay at the head of the lane until [`Lanes::sent`].
@@ -169,11 +158,15 @@ impl Lanes {
         let lane = &self.lanes[lane.0];
         let mut bytes = 0;
         let mut count = 0;
-        let limit = if lane.single > 0 { 1 } else { self.batch_max };
+        let first = lane.pending.front();
+        let alone = first.is_some_and(|first| first.alone);
+        let level = first.map(|first| first.level);
         lane.pending.iter().take_while(move |queued| {
             bytes += queued.entry.bytes.len();
             count += 1;
-            count == 1 || (count <= limit && bytes <= CHUNK_BYTES_MAX)
+            // One priority only, so that a less urgent message cannot spoil the transfer of a more urgent one.
+            let fits = count <= self.batch_max && bytes <= CHUNK_BYTES_MAX;
+            count == 1 || (fits && !alone && !queued.alone && Some(queued.level) == level)
         })
     }
 
@@ -193,6 +186,31 @@ impl Lanes {
         taken
     }
 
+    /// Takes all messages out of the lane that are not sent.
+    pub(crate) fn discard_all(&mut self, lane: LaneId, now: Instant) -> Vec<Queued> {
+        let count = self.lanes[lane.0].pending.len();
+        self.discard(lane, count, now)
+    }
+
+    /// Takes out what has expired while it waited, in any lane.
+    pub(crate) fn expire(&mut self, at: StoreTime, now: Instant) -> Vec<Queued> {
+        let mut expired = Vec::new();
+        for index in 0..self.lanes.len() {
+            let lane = &mut self.lanes[index];
+            if !lane.pending.iter().any(|queued| queued.entry.is_expired(at)) {
+                continue;
+            }
+            let (over, live): (VecDeque<_>, VecDeque<_>) =
+                lane.pending.drain(..).partition(|queued| queued.entry.is_expired(at));
+            lane.pending = live;
+            let over = Vec::from(over);
+            self.forget(&over);
+            self.read_again_if_due(LaneId(index), now);
+            expired.extend(over);
+        }
+        expired
+    }
+
     /// When the lane's oldest transfer was sent.
     pub(crate) fn oldest_sent_at(&self, lane: LaneId) -> Option<Instant> {
         self.lanes[lane.0].sent.front().map(|chunk| chunk.sent_at)
@@ -204,22 +222,25 @@ impl Lanes {
         let lane = &mut self.lanes[id.0];
         let chunk = lane.sent.pop_front()?;
         lane.backoff.succeed();
-        lane.single = lane.single.saturating_sub(chunk.messages.len());
+        if lane.sent.is_empty() {
+            lane.take_up();
+        }
         self.in_flight -= 1;
         self.forget(&chunk.messages);
         self.read_again_if_due(id, now);
         Some(chunk)
     }
 
-    /// The receiver refused a chunk of several messages: its messages, and all sent behind it, go again one by one.
-    pub(crate) fn split(&mut self, lane: LaneId) {
+    /// The receiver refused the lane's oldest transfer, which holds several messages: they go again one by one
+    /// when all sent behind it is answered.
+    pub(crate) fn set_aside(&mut self, lane: LaneId) {
         let lane = &mut self.lanes[lane.0];
-        lane.single = lane.sent.iter().map(|chunk| chunk.messages.len()).sum();
-        self.in_flight -= lane.sent.len();
-        for chunk in lane.sent.drain(..).rev() {
-            for queued in chunk.messages.into_iter().rev() {
-                lane.pending.push_front(queued);
-            }
+        if let Some(chunk) = lane.sent.pop_front() {
+            lane.set_aside.extend(chunk.messages);
+            self.in_flight -= 1;
+        }
+        if lane.sent.is_empty() {
+            lane.take_up();
         }
     }
 
@@ -230,23 +251,28 @@ impl Lanes {
 
     /// The next `count` messages go one by one.
     pub(crate) fn go_single(&mut self, lane: LaneId, count: usize) {
-        self.lanes[lane.0].single = count;
+        self.lanes[lane.0].pending.iter_mut().take(count).for_each(|queued| queued.alone = true);
     }
 
     /// The lane failed: it is parked, and what it held will be read again.
     pub(crate) fn park(&mut self, id: LaneId, now: Instant) -> Duration {
         let lane = &mut self.lanes[id.0];
         let pause = lane.backoff.fail();
-        lane.single = 0;
         self.in_flight -= lane.sent.len();
         let sent = lane.sent.drain(..).flat_map(|chunk| chunk.messages);
-        let held: Vec<Queued> = sent.chain(lane.pending.drain(..)).collect();
+        let held: Vec<Queued> = sent.chain(lane.set_aside.drain(..)).chain(lane.pending.drain(..)).collect();
         for queued in &held {
             lane.skip((queued.lane, queued.entry.offset));
         }
+        lane.parked_level = held.iter().map(|queued| queued.level).min();
         self.forget(&held);
         self.wake_at(id, now + pause);
         pause
+    }
+
+    /// A message that the lane gave out is to be read again, after the pause that follows.
+    pub(crate) fn read_again(&mut self, lane: LaneId, queued: &Queued) {
+        self.lanes[lane.0].skip((queued.lane, queued.entry.offset));
     }
 
     /// When the next lane is to be read again.
@@ -261,6 +287,7 @@ impl Lanes {
             self.wakes.pop_first();
             let lane = &mut self.lanes[id.0];
             lane.wake_at = None;
+            lane.parked_level = None;
             places.append(&mut lane.skipped);
         }
         places
@@ -271,8 +298,9 @@ impl Lanes {
         for lane in &mut self.lanes {
             lane.pending.clear();
             lane.sent.clear();
+            lane.set_aside.clear();
             lane.wake_at = None;
-            lane.single = 0;
+            lane.parked_level = None;
             lane.skipped.clear();
         }
         self.wakes.clear();
@@ -290,9 +318,10 @@ impl Lanes {
             sender: sender.clone(),
             pending: VecDeque::new(),
             sent: VecDeque::new(),
+            set_aside: Vec::new(),
             backoff: Backoff::with(self.backoff),
             wake_at: None,
-            single: 0,
+            parked_level: None,
             skipped: Vec::new(),
         });
         self.by_sender.insert(sender.clone(), id);
@@ -302,7 +331,7 @@ impl Lanes {
     /// What a lane could not take while it was on probation is read again once it succeeded, or holds nothing.
     fn read_again_if_due(&mut self, id: LaneId, now: Instant) {
         let lane = &self.lanes[id.0];
-        let may = lane.backoff.failures() == 0 || (lane.pending.is_empty() && lane.sent.is_empty());
+        let may = lane.backoff.failures() == 0 || lane.is_idle();
         if may && !lane.skipped.is_empty() && lane.wake_at.is_none() {
             self.wake_at(id, now);
         }
@@ -328,7 +357,7 @@ mod tests {
     use super::*;
     use crate::message::{Message, Origin, Properties, Sender};
     use bytes::Bytes;
-    use edgehub_storage::{Entry, StoreTime, Ttl};
+    use edgehub_storage::{Entry, Offset, Ttl};
     use std::sync::Arc;
 
     fn queued(sender: &str, offset: u64) -> Queued {
@@ -345,7 +374,15 @@ mod tests {
             accepted_at: StoreTime::default(),
             ttl: Ttl::Infinite,
         };
-        Queued { lane: level as usize, level, priority: level.to_string().into(), entry, message }
+        Queued {
+            lane: level as usize,
+            level,
+            rank: level,
+            alone: false,
+            priority: level.to_string().into(),
+            entry,
+            message,
+        }
     }
 
     fn offsets<'a>(messages: impl IntoIterator<Item = &'a Queued>) -> Vec<u64> {
@@ -356,9 +393,9 @@ mod tests {
     fn messages_go_in_chunks_and_come_back_settled_in_order() {
         let mut lanes = Lanes::new(2, BackoffOptions::default());
         let now = Instant::now();
-        let lane = lanes.push(queued("a", 0)).unwrap();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
         for offset in 1..5 {
-            assert_eq!(lanes.push(queued("a", offset)), Some(lane));
+            assert_eq!(lanes.push(queued("a", offset), now), Some(lane));
         }
         assert_eq!(offsets(lanes.next_chunk(lane)), [0, 1]);
         lanes.sent(lane, 2, now);
@@ -373,17 +410,17 @@ mod tests {
     fn a_parked_lane_holds_nothing_and_is_read_again_while_others_go_on() {
         let mut lanes = Lanes::new(10, BackoffOptions::default());
         let now = Instant::now();
-        let bad = lanes.push(queued("bad", 3)).unwrap();
-        let good = lanes.push(queued("good", 4)).unwrap();
+        let bad = lanes.push(queued("bad", 3), now).unwrap();
+        let good = lanes.push(queued("good", 4), now).unwrap();
         lanes.sent(bad, 1, now);
         let pause = lanes.park(bad, now);
-        assert_eq!(lanes.push(queued("bad", 5)), None);
+        assert_eq!(lanes.push(queued("bad", 5), now), None);
         assert_eq!(lanes.held(), 1);
         assert!(lanes.wake(now).is_empty());
         assert_eq!(lanes.wake(now + pause), [(0, Offset::new(3))]);
-        assert_eq!(lanes.push(queued("bad", 3)), Some(bad));
-        assert_eq!(lanes.push(queued("good", 4)), None, "already held");
-        assert_eq!(lanes.push(queued("bad", 5)), Some(bad));
+        assert_eq!(lanes.push(queued("bad", 3), now), Some(bad));
+        assert_eq!(lanes.push(queued("good", 4), now), None, "already held");
+        assert_eq!(lanes.push(queued("bad", 5), now), Some(bad));
         assert_eq!(offsets(lanes.next_chunk(good)), [4]);
         assert_eq!(offsets(lanes.next_chunk(bad)), [3, 5]);
     }
@@ -392,72 +429,154 @@ mod tests {
     fn a_refused_chunk_goes_again_one_by_one() {
         let mut lanes = Lanes::new(10, BackoffOptions::default());
         let now = Instant::now();
-        let lane = lanes.push(queued("a", 0)).unwrap();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
         for offset in 1..4 {
-            lanes.push(queued("a", offset));
+            lanes.push(queued("a", offset), now);
         }
         lanes.sent(lane, 3, now);
-        lanes.split(lane);
+        lanes.sent(lane, 1, now);
+        lanes.push(queued("a", 4), now);
+        lanes.set_aside(lane);
+        assert!(!lanes.is_ready(lane), "what was sent behind it is answered first");
+        assert_eq!(offsets(&lanes.settled(lane, now).unwrap().messages), [3]);
         for offset in 0..3 {
             assert!(lanes.is_ready(lane));
             assert_eq!(offsets(lanes.next_chunk(lane)), [offset]);
             lanes.sent(lane, 1, now);
-            assert!(!lanes.is_ready(lane), "one at a time");
+            assert!(offset == 2 || !lanes.is_ready(lane), "one at a time");
             lanes.settled(lane, now);
         }
-        lanes.push(queued("a", 4));
-        assert_eq!(offsets(lanes.next_chunk(lane)), [3, 4]);
+        lanes.push(queued("a", 5), now);
+        assert_eq!(offsets(lanes.next_chunk(lane)), [4, 5], "together again");
+    }
+
+    #[test]
+    fn what_was_set_aside_when_the_lane_fails_is_read_again() {
+        let mut lanes = Lanes::new(2, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
+        for offset in 1..5 {
+            lanes.push(queued("a", offset), now);
+        }
+        lanes.sent(lane, 2, now);
+        lanes.sent(lane, 2, now);
+        lanes.set_aside(lane);
+        let pause = lanes.park(lane, now);
+        assert_eq!((lanes.held(), lanes.in_flight()), (0, 0));
+        assert_eq!(lanes.wake(now + pause), [(0, Offset::new(0))]);
+    }
+
+    #[test]
+    fn a_more_urgent_message_ends_the_pause_of_those_that_failed_and_an_equal_one_does_not() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued_at(5, "a", 0), now).unwrap();
+        lanes.sent(lane, 1, now);
+        lanes.park(lane, now);
+        assert_eq!(lanes.push(queued_at(5, "a", 1), now), None);
+        assert_eq!(lanes.push(queued_at(7, "a", 0), now), None);
+        assert!(lanes.wake(now).is_empty());
+        assert_eq!(lanes.push(queued_at(2, "a", 0), now), None);
+        let mut places = lanes.wake(now);
+        places.sort_unstable();
+        assert_eq!(places, [(2, Offset::new(0)), (5, Offset::new(0)), (7, Offset::new(0))]);
+        assert_eq!(lanes.push(queued_at(2, "a", 0), now), Some(lane));
+        lanes.park(lane, now);
+        assert_eq!(lanes.push(queued_at(2, "a", 1), now), None);
+        assert!(lanes.wake(now).is_empty(), "it failed as well");
+    }
+
+    #[test]
+    fn a_message_of_the_guaranteed_share_goes_first_and_overtakes_none_of_its_queue() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued_at(1, "a", 0), now).unwrap();
+        lanes.push(queued_at(5, "a", 0), now);
+        lanes.push(queued_at(5, "a", 1), now);
+        lanes.push(Queued { rank: 1, ..queued_at(5, "a", 2) }, now);
+        lanes.push(queued_at(1, "a", 1), now);
+        let mut order = Vec::new();
+        while lanes.rank(lane).is_some() {
+            let chunk: Vec<(u32, u64)> =
+                lanes.next_chunk(lane).map(|queued| (queued.level, queued.entry.offset.get())).collect();
+            lanes.discard(lane, chunk.len(), now);
+            order.push(chunk);
+        }
+        assert_eq!(order, [vec![(1, 0)], vec![(5, 0)], vec![(1, 1)], vec![(5, 1), (5, 2)]]);
+    }
+
+    #[test]
+    fn what_expires_while_it_waits_is_taken_out() {
+        let mut lanes = Lanes::new(10, BackoffOptions::default());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
+        for offset in 1..4 {
+            let mut queued = queued("a", offset);
+            queued.entry.ttl = Ttl::Millis(if offset == 2 { 10 } else { 20 });
+            lanes.push(queued, now);
+        }
+        let at = StoreTime::default().checked_add_millis(15).unwrap();
+        assert_eq!(offsets(&lanes.expire(at, now)), [2]);
+        assert_eq!(offsets(lanes.next_chunk(lane)), [0, 1, 3]);
+        assert_eq!(lanes.held(), 3);
     }
 
     #[test]
     fn a_reset_forgets_everything() {
         let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let lane = lanes.push(queued("a", 0)).unwrap();
-        lanes.sent(lane, 1, Instant::now());
-        lanes.park(lane, Instant::now());
+        let now = Instant::now();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
+        lanes.sent(lane, 1, now);
+        lanes.park(lane, now);
         lanes.reset();
         assert_eq!((lanes.held(), lanes.in_flight(), lanes.next_wake()), (0, 0, None));
-        assert_eq!(lanes.push(queued("a", 0)), Some(lane));
+        assert_eq!(lanes.push(queued("a", 0), now), Some(lane));
     }
 
     #[test]
     fn an_urgent_message_goes_before_what_waits_and_behind_what_is_as_urgent() {
         let mut lanes = Lanes::new(10, BackoffOptions::default());
         let now = Instant::now();
-        let lane = lanes.push(queued_at(5, "a", 0)).unwrap();
-        lanes.push(queued_at(5, "a", 1));
-        lanes.push(queued_at(1, "a", 0));
-        lanes.push(queued_at(1, "a", 1));
+        let lane = lanes.push(queued_at(5, "a", 0), now).unwrap();
+        lanes.push(queued_at(5, "a", 1), now);
+        lanes.push(queued_at(1, "a", 0), now);
+        lanes.push(queued_at(1, "a", 1), now);
         let places = |lanes: &Lanes| -> Vec<(u32, u64)> {
             lanes.next_chunk(lane).map(|queued| (queued.level, queued.entry.offset.get())).collect()
         };
-        assert_eq!(places(&lanes), [(1, 0), (1, 1), (5, 0), (5, 1)]);
-        lanes.sent(lane, 4, now);
-        lanes.push(queued_at(1, "a", 2));
-        lanes.split(lane);
-        lanes.push(queued_at(1, "a", 3));
-        lanes.go_single(lane, 0);
-        assert_eq!(places(&lanes), [(1, 0), (1, 1), (5, 0), (5, 1), (1, 2), (1, 3)]);
+        assert_eq!(places(&lanes), [(1, 0), (1, 1)], "one priority in a transfer");
+        lanes.sent(lane, 2, now);
+        assert_eq!(places(&lanes), [(5, 0), (5, 1)]);
+        lanes.sent(lane, 2, now);
+        lanes.push(queued_at(1, "a", 2), now);
+        lanes.push(queued_at(5, "a", 2), now);
+        lanes.set_aside(lane);
+        lanes.set_aside(lane);
+        for place in [(1, 0), (1, 1), (1, 2), (5, 0), (5, 1), (5, 2)] {
+            assert_eq!(places(&lanes)[0], place);
+            lanes.sent(lane, 1, now);
+            lanes.settled(lane, now);
+        }
     }
 
     #[test]
     fn a_lane_on_probation_takes_one_transfer_and_has_the_rest_read_again_after_its_success() {
         let mut lanes = Lanes::new(2, BackoffOptions::default());
         let now = Instant::now();
-        let lane = lanes.push(queued("a", 0)).unwrap();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
         let pause = lanes.park(lane, now);
         let now = now + pause;
         assert_eq!(lanes.wake(now), [(0, Offset::new(0))]);
         for offset in 0..5 {
-            assert_eq!(lanes.push(queued("a", offset)).is_some(), offset < 2);
+            assert_eq!(lanes.push(queued("a", offset), now).is_some(), offset < 2);
         }
         lanes.sent(lane, 2, now);
-        assert_eq!(lanes.push(queued("a", 5)), None, "nothing overtakes what was left out");
+        assert_eq!(lanes.push(queued("a", 5), now), None, "nothing overtakes what was left out");
         lanes.settled(lane, now);
-        assert_eq!(lanes.push(queued("a", 6)), None);
+        assert_eq!(lanes.push(queued("a", 6), now), None);
         assert_eq!(lanes.wake(now), [(0, Offset::new(2))]);
         for offset in 2..7 {
-            assert_eq!(lanes.push(queued("a", offset)), Some(lane));
+            assert_eq!(lanes.push(queued("a", offset), now), Some(lane));
         }
     }
 
@@ -465,11 +584,11 @@ mod tests {
     fn a_lane_on_probation_whose_messages_all_expired_is_read_again() {
         let mut lanes = Lanes::new(1, BackoffOptions::default());
         let now = Instant::now();
-        let lane = lanes.push(queued("a", 0)).unwrap();
+        let lane = lanes.push(queued("a", 0), now).unwrap();
         let now = now + lanes.park(lane, now);
         lanes.wake(now);
-        lanes.push(queued("a", 0));
-        lanes.push(queued("a", 1));
+        lanes.push(queued("a", 0), now);
+        lanes.push(queued("a", 1), now);
         lanes.discard(lane, 1, now);
         assert_eq!(lanes.wake(now), [(0, Offset::new(1))]);
     }

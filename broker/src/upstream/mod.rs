@@ -13,20 +13,24 @@
 //! | room | owns |
 //! | --- | --- |
 //! | `supervisor` | the states connecting, up, throttled, backing off; every deadline |
-//! | `uplink` | one connection: sessions, links, what is on them |
+//! | `uplink`, `remote` | one connection: sessions, links, what is on them |
 //! | `tokens` | the links on which tokens are put, and when |
 //! | `verdict` | what answers and conditions of the upstream mean |
-//! | `lanes` | order, window and parking per sender |
+//! | `lanes`, `lane` | order, window and parking per sender |
+//! | `turns` | whose turn it is to send |
 //! | `convert` | messages and links as the upstream reads them |
 //! | `fates` | messages that leave the lanes: settled and counted |
 //! | `status` | what is shown of it |
 
 mod convert;
 mod fates;
+mod lane;
 mod lanes;
+mod remote;
 mod status;
 mod supervisor;
 mod tokens;
+mod turns;
 mod uplink;
 mod verdict;
 
@@ -36,7 +40,7 @@ use std::time::Duration;
 use edgehub_storage::{Queue, QueueId, Store};
 use tokio::sync::watch;
 
-use crate::delivery::BackoffOptions;
+use crate::delivery::{BackoffOptions, Losses};
 use crate::identity::{Identity, ScopeCache, TokenSource};
 
 pub use status::{UpstreamState, UpstreamStatus};
@@ -66,6 +70,12 @@ pub struct UpstreamOptions {
     pub idle_timeout: Duration,
     /// Pauses before the next connection, and before a sender whose messages were not taken tries again.
     pub backoff: BackoffOptions,
+    /// The part of the messages that less urgent queues are guaranteed, in percent; at most
+    /// [`LOWER_SHARE_PERCENT_MAX`](crate::delivery::LOWER_SHARE_PERCENT_MAX).
+    pub lower_share_percent: u8,
+    /// Whether messages of senders that are known to have left the scope go to the dead letters. Otherwise they wait
+    /// until their time to live ends, or their sender comes back.
+    pub gives_up_out_of_scope: bool,
     /// Product and version, announced on links.
     pub product_info: String,
 }
@@ -105,10 +115,15 @@ impl Handle {
 }
 
 /// Starts the supervisor on a runtime.
-pub(crate) fn start(options: UpstreamOptions, store: Store, runtime: &tokio::runtime::Handle) -> Handle {
+pub(crate) fn start(
+    options: UpstreamOptions,
+    store: Store,
+    losses: Arc<Losses>,
+    runtime: &tokio::runtime::Handle,
+) -> Handle {
     let (queues, queues_receiver) = watch::channel(None);
     let (stop, stop_receiver) = watch::channel(false);
-    let supervisor = supervisor::Supervisor::new(options, store, queues_receiver, stop_receiver);
+    let supervisor = supervisor::Supervisor::new(options, store, losses, queues_receiver, stop_receiver);
     let status = supervisor.status();
     runtime.spawn(supervisor.run());
     Handle { queues, status, stop }

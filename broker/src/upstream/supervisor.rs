@@ -1,5 +1,6 @@
 //! The supervisor: connects, serves, backs off, and never waits without a deadline.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_storage::{Queue, ReadLimit, Store};
@@ -12,7 +13,7 @@ use super::lanes::Lanes;
 use super::status::StatusBoard;
 use super::uplink::Uplink;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
-use crate::delivery::{Backoff, QueueReader, SentMetrics};
+use crate::delivery::{Backoff, Losses, QueueReader, SentMetrics};
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
@@ -30,6 +31,7 @@ static READ_WARNINGS: WarnLimit = WarnLimit::new();
 pub(super) struct Supervisor {
     options: UpstreamOptions,
     store: Store,
+    losses: Arc<Losses>,
     queues: watch::Receiver<Option<Vec<(u32, Queue)>>>,
     stop: watch::Receiver<bool>,
     board: StatusBoard,
@@ -50,6 +52,7 @@ impl Supervisor {
     pub(super) fn new(
         options: UpstreamOptions,
         store: Store,
+        losses: Arc<Losses>,
         queues: watch::Receiver<Option<Vec<(u32, Queue)>>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
@@ -58,7 +61,7 @@ impl Supervisor {
         let lanes = Lanes::new(options.batch_max, options.backoff);
         let sent = SentMetrics::new("upstream", "");
         let backoff = Backoff::with(options.backoff);
-        Self { options, store, queues, stop, board, lanes, sent, backoff }
+        Self { options, store, losses, queues, stop, board, lanes, sent, backoff }
     }
 
     pub(super) fn status(&self) -> watch::Receiver<UpstreamStatus> {
@@ -79,21 +82,9 @@ impl Supervisor {
             );
             self.board.load(0, 0, 0);
             self.board.enter(UpstreamState::BackingOff, &reason);
-            self.expire().await;
             tokio::select! {
                 () = sleep(pause) => {}
                 _ = self.stop.wait_for(|stop| *stop) => return,
-            }
-        }
-    }
-
-    /// Reading settles what has expired, so that it is counted and its space freed while nothing can be sent.
-    async fn expire(&self) {
-        let queues = self.queues.borrow().clone().unwrap_or_default();
-        for queue in &queues {
-            let mut reader = QueueReader::new(std::slice::from_ref(queue));
-            if let Err(error) = reader.read(ReadLimit { count: 1, bytes: 1 }).await {
-                tracing::error!(queue = queue.1.name(), %error, "A queue of the upstream cannot be read");
             }
         }
     }
@@ -112,7 +103,7 @@ impl Supervisor {
                 return End::Failed(format!("no connection within {:?}", self.options.operation_timeout));
             }
         };
-        let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone());
+        let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone(), self.losses.clone());
         let mut up_since = None;
         let end = self.serve(&mut uplink, &mut up_since).await;
         let lasted = |since: Instant| since.elapsed() >= Duration::from_secs(GOOD_CONNECTION_SECS);
@@ -148,7 +139,7 @@ impl Supervisor {
             if now >= look {
                 look = now + look_every;
                 unreadable = false;
-                if let Err(reason) = uplink.look(&mut self.lanes, now) {
+                if let Err(reason) = uplink.look(&mut self.lanes, reader.as_ref(), now) {
                     return End::Failed(reason);
                 }
                 self.show(uplink, now);
@@ -167,7 +158,7 @@ impl Supervisor {
             {
                 match &mut reader {
                     Some(reader) => reader.replace(queues),
-                    None => reader = Some(QueueReader::new(queues)),
+                    None => reader = Some(QueueReader::new(queues, self.options.lower_share_percent)),
                 }
                 more = true;
             }
@@ -186,12 +177,12 @@ impl Supervisor {
                         count: self.lanes.room().min(TURN_MESSAGES_MAX),
                         bytes: self.lanes.room_bytes(),
                     };
-                    match reader.read(limit).await {
+                    match reader.read(limit, None).await {
                         Ok(queued) => {
                             more = !queued.is_empty();
                             for queued in queued {
-                                if let Some(lane) = self.lanes.push(queued) {
-                                    uplink.ready(lane);
+                                if let Some(lane) = self.lanes.push(queued, now) {
+                                    uplink.ready(lane, &self.lanes);
                                 }
                             }
                         }
@@ -215,7 +206,7 @@ impl Supervisor {
             }
             let readable = async {
                 match reader.as_ref() {
-                    Some(reader) if can_read => reader.readable().await,
+                    Some(reader) if can_read => reader.readable(None).await,
                     _ => std::future::pending().await,
                 }
             };

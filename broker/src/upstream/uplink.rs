@@ -1,12 +1,12 @@
 //! One connection up: sessions and links per sender, and what is on them.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use ahash::AHashMap;
-use edgehub_storage::{DropReason, Outcome as Fate, Store};
+use edgehub_storage::{DeadLetterReason, Store};
 use metrics::counter;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,15 +14,17 @@ use tokio::time::Instant;
 
 use super::UpstreamOptions;
 use super::convert;
-use super::fates::{DROP_WARNINGS, count_drop, refuse, settle};
+use super::fates::{DROP_WARNINGS, Fates, deliver};
 use super::lanes::{LaneId, Lanes};
+use super::remote::{Phase, Remote};
 use super::tokens::{Holder, Tokens};
+use super::turns::Turns;
 use super::verdict::{Verdict, ended, is_throttling};
 use crate::amqp::{
     CbsResponse, Condition, Connection, DeliveryId, Driver, Error, Event, LinkId, MESSAGE_FORMAT_BATCH,
     Message, Options, Outcome, SendError, SendOptions, SessionId,
 };
-use crate::delivery::{QueueReader, SentMetrics};
+use crate::delivery::{Losses, QueueReader, Queued, SentMetrics};
 use crate::head::warn_limit::WarnLimit;
 
 /// A transfer without an answer for this many operation time-outs means that the link is dead.
@@ -38,14 +40,15 @@ pub(super) struct Uplink<S> {
     driver: Driver<S>,
     options: UpstreamOptions,
     store: Store,
+    fates: Fates,
     tokens: Tokens,
     remotes: AHashMap<LaneId, Remote>,
     by_link: AHashMap<LinkId, LaneId>,
     by_session: AHashMap<SessionId, LaneId>,
     /// Remotes that have a session and no link yet.
     opening: usize,
-    /// Lanes that may have something to send, each once, in fair turns.
-    turns: VecDeque<LaneId>,
+    /// Lanes that may have something to send.
+    turns: Turns,
     /// Nothing is sent until what waits to be written is written.
     backlogged: bool,
     opened_at: Instant,
@@ -56,28 +59,6 @@ pub(super) struct Uplink<S> {
     /// What the upstream said when it asked for a pause, and until when that counts.
     throttled: Option<(String, Instant)>,
     closed: Option<String>,
-}
-
-/// The far end of a lane.
-struct Remote {
-    phase: Phase,
-    /// When the phase began, or something happened on the link.
-    since: Instant,
-    session: Option<SessionId>,
-    link: Option<LinkId>,
-    /// Transfers in order, and the answers of those that came early.
-    sent: VecDeque<(DeliveryId, Option<Outcome>)>,
-    /// Since when messages wait for credit while nothing is under way.
-    starved_since: Option<Instant>,
-    queued: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Token,
-    Session,
-    Attaching,
-    Ready,
 }
 
 /// What became of a lane's turn.
@@ -91,7 +72,7 @@ enum Turn {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
-    pub(super) fn new(stream: S, options: UpstreamOptions, store: Store) -> Self {
+    pub(super) fn new(stream: S, options: UpstreamOptions, store: Store, losses: Arc<Losses>) -> Self {
         let now = Instant::now();
         let engine = Connection::client(
             Options {
@@ -107,12 +88,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             driver: Driver::new(stream, engine),
             options,
             store,
+            fates: Fates::new(losses),
             tokens: Tokens::new(),
             remotes: AHashMap::new(),
             by_link: AHashMap::new(),
             by_session: AHashMap::new(),
             opening: 0,
-            turns: VecDeque::new(),
+            turns: Turns::default(),
             backlogged: false,
             opened_at: now,
             up: false,
@@ -150,24 +132,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     }
 
     /// A lane may have something to send.
-    pub(super) fn ready(&mut self, lane: LaneId) {
-        let tokens = &mut self.tokens;
-        let remote = self.remotes.entry(lane).or_insert_with(|| {
-            tokens.want(Holder::Lane(lane));
-            Remote {
-                phase: Phase::Token,
-                since: Instant::now(),
-                session: None,
-                link: None,
-                sent: VecDeque::new(),
-                starved_since: None,
-                queued: false,
-            }
-        });
-        if !remote.queued {
-            remote.queued = true;
-            self.turns.push_back(lane);
-        }
+    pub(super) fn ready(&mut self, lane: LaneId, lanes: &Lanes) {
+        let Some(rank) = lanes.rank(lane) else { return };
+        self.remotes.entry(lane).or_insert_with(Remote::new);
+        self.turns.add(lane, rank);
     }
 
     /// Writes and reads once. With `wait` it returns when something happened, otherwise at once. Cancel safe.
@@ -239,12 +207,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 }
                 Event::CreditChanged { link, .. } => {
                     if let Some(lane) = self.by_link.get(&link).copied() {
-                        self.ready(lane);
+                        self.ready(lane, lanes);
                     }
                 }
                 Event::WindowOpened { session } => {
                     if let Some(lane) = self.by_session.get(&session).copied() {
-                        self.ready(lane);
+                        self.ready(lane, lanes);
                     }
                 }
                 Event::OutputDrained => self.backlogged = false,
@@ -264,8 +232,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     }
 
     /// Looks at deadlines, and at the age of the tokens.
-    pub(super) fn look(&mut self, lanes: &mut Lanes, now: Instant) -> Result<(), String> {
+    pub(super) fn look(
+        &mut self,
+        lanes: &mut Lanes,
+        reader: Option<&QueueReader>,
+        now: Instant,
+    ) -> Result<(), String> {
         let limit = self.options.operation_timeout;
+        if let Some(reader) = reader {
+            let expired = lanes.expire(self.store.now(), now);
+            expired.iter().for_each(|queued| self.fates.expire(queued, reader));
+        }
+        let idle_now = self.remotes.iter_mut().filter(|(lane, _)| lanes.is_idle(**lane));
+        idle_now.for_each(|(_, remote)| remote.starved_since = None);
         let since = |since: Instant| now.duration_since(since);
         if !self.up && since(self.opened_at) > limit * 2 {
             return Err(format!("the hub's own token was not answered within {:?}", 2 * limit));
@@ -275,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let mut idle: Vec<LaneId> = Vec::new();
         for (lane, remote) in &self.remotes {
             match remote.phase {
-                Phase::Token => {}
+                Phase::New | Phase::Token => {}
                 Phase::Session | Phase::Attaching if since(remote.since) > limit => {
                     late.push((*lane, "the link was not attached"));
                 }
@@ -298,7 +277,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         idle.into_iter().for_each(|lane| self.drop_remote(lane));
         if self.up && self.tokens.take_renewal(now) {
             self.tokens.want(Holder::Hub);
-            let ready = self.remotes.iter().filter(|(_, remote)| remote.phase != Phase::Token);
+            let ready =
+                self.remotes.iter().filter(|(_, remote)| !matches!(remote.phase, Phase::New | Phase::Token));
             ready.for_each(|(lane, _)| self.tokens.want(Holder::Lane(*lane)));
         }
         Ok(())
@@ -317,22 +297,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     pub(super) fn send(&mut self, lanes: &mut Lanes, reader: &QueueReader, sent: &mut SentMetrics) {
         // Lanes that cannot go on now leave the queue; the event that lets them go on brings them back.
         while !self.backlogged
-            && let Some(lane) = self.turns.pop_front()
+            && let Some(lane) = self.turns.next(|lane| lanes.rank(lane))
         {
-            let Some(remote) = self.remotes.get_mut(&lane) else { continue };
-            remote.queued = false;
-            if remote.phase != Phase::Ready {
-                continue;
+            match self.remotes.get(&lane).map(|remote| remote.phase) {
+                Some(Phase::Ready) => {}
+                Some(Phase::New) => {
+                    self.open(lane, lanes, reader);
+                    continue;
+                }
+                Some(Phase::Token | Phase::Session | Phase::Attaching) | None => continue,
             }
             match self.send_one(lane, lanes, reader, sent) {
-                Turn::More => self.ready(lane),
+                Turn::More => self.ready(lane, lanes),
                 Turn::Waits => {}
                 Turn::Backlog => {
                     self.backlogged = true;
-                    self.ready(lane);
+                    self.ready(lane, lanes);
                 }
             }
         }
+    }
+
+    /// Asks for the link of a lane, unless its sender is known to have left the scope.
+    fn open(&mut self, lane: LaneId, lanes: &mut Lanes, reader: &QueueReader) {
+        let out_of_scope =
+            self.options.gives_up_out_of_scope && self.options.scope.is_out_of_scope(lanes.sender(lane));
+        if out_of_scope {
+            let text = "its sender is no longer in the scope of this hub";
+            let messages = lanes.discard_all(lane, Instant::now());
+            self.give_up(lane, &messages, DeadLetterReason::OutOfScope, text, lanes, reader);
+            self.drop_remote(lane);
+        } else if let Some(remote) = self.remotes.get_mut(&lane) {
+            remote.phase = Phase::Token;
+            self.tokens.want(Holder::Lane(lane));
+        }
+    }
+
+    /// Messages of a lane go to the dead letters. Those that these cannot take now are read again after a pause of the
+    /// lane; false then.
+    fn give_up(
+        &mut self,
+        lane: LaneId,
+        messages: &[Queued],
+        reason: DeadLetterReason,
+        text: &str,
+        lanes: &mut Lanes,
+        reader: &QueueReader,
+    ) -> bool {
+        let mut taken = true;
+        for queued in messages {
+            if !self.fates.give_up(queued, reason, text, reader) {
+                lanes.read_again(lane, queued);
+                taken = false;
+            }
+        }
+        if !taken {
+            self.fail_lane(lane, "the dead letters take no message at present", lanes);
+        }
+        taken
     }
 
     /// Sends one transfer.
@@ -346,8 +368,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let now = self.store.now();
         while lanes.next_chunk(lane).next().is_some_and(|queued| queued.entry.is_expired(now)) {
             for queued in lanes.discard(lane, 1, Instant::now()) {
-                reader.settle_one(queued.lane, queued.entry.offset, Fate::Expired);
-                count_drop(&queued, "ttl_expiry", sent);
+                self.fates.expire(&queued, reader);
             }
         }
         let Some(remote) = self.remotes.get_mut(&lane) else { return Turn::Waits };
@@ -397,11 +418,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             }
             Err(SendError::TooLarge { limit_bytes }) if count == 1 => {
                 let reason = format!("it is larger than the {limit_bytes} bytes that the upstream takes");
-                for queued in lanes.discard(lane, 1, Instant::now()) {
-                    refuse(&queued, &reason, sent);
-                    let fate = Fate::Dropped(DropReason::RejectedByReceiver);
-                    reader.settle_one(queued.lane, queued.entry.offset, fate);
-                }
+                let messages = lanes.discard(lane, 1, Instant::now());
+                self.give_up(lane, &messages, DeadLetterReason::RejectedByReceiver, &reason, lanes, reader);
                 Turn::More
             }
             Err(SendError::TooLarge { .. }) => {
@@ -426,15 +444,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         if let Some(slot) = remote.sent.iter_mut().find(|(id, _)| *id == delivery) {
             slot.1 = Some(outcome);
         }
-        while remote.sent.front().is_some_and(|(_, answer)| answer.is_some())
-            && let Some((_, Some(outcome))) = remote.sent.pop_front()
-        {
+        while let Some(outcome) = self.remotes.get_mut(&lane).and_then(Remote::next_answer) {
             match Verdict::of(&outcome) {
                 Verdict::Delivered => {
                     self.delivered = true;
                     self.throttled = None;
                     let Some(chunk) = lanes.settled(lane, now) else { break };
-                    settle(&chunk, Fate::Delivered, reader);
+                    deliver(&chunk, reader);
                     let seconds = now.duration_since(chunk.sent_at).as_secs_f64();
                     if let Some(first) = chunk.messages.first() {
                         let route = sent.route(&first.message, &first.priority);
@@ -442,19 +458,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                     }
                 }
                 Verdict::Refused(reason) if lanes.oldest_len(lane) > 1 => {
-                    // One message of the batch may be at fault: each is judged on its own, on a new link.
+                    // One message of the batch may be at fault: each is judged on its own.
                     if DROP_WARNINGS.admit().is_some() {
                         let sender = lanes.sender(lane);
                         tracing::warn!(%sender, reason, "A batch was refused; its messages go one by one");
                     }
-                    lanes.split(lane);
-                    self.drop_remote(lane);
-                    break;
+                    lanes.set_aside(lane);
                 }
                 Verdict::Refused(reason) => {
                     let Some(chunk) = lanes.settled(lane, now) else { break };
-                    chunk.messages.iter().for_each(|queued| refuse(queued, &reason, sent));
-                    settle(&chunk, Fate::Dropped(DropReason::RejectedByReceiver), reader);
+                    let Some(reader) = reader else { break };
+                    let why = DeadLetterReason::RejectedByReceiver;
+                    if !self.give_up(lane, &chunk.messages, why, &reason, lanes, reader) {
+                        return;
+                    }
                 }
                 Verdict::Later { reason, throttled } => {
                     let pause = self.fail_lane(lane, &reason, lanes);
@@ -465,7 +482,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 }
             }
         }
-        self.ready(lane);
+        self.ready(lane, lanes);
     }
 
     fn attach(&mut self, lane: LaneId, session: SessionId, lanes: &mut Lanes) {
@@ -499,7 +516,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             remote.phase = Phase::Ready;
             remote.since = Instant::now();
             self.opening -= 1;
-            self.ready(lane);
+            self.ready(lane, lanes);
         }
     }
 
@@ -568,7 +585,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                     self.fail_lane(lane, &format!("the upstream refuses the token: {}", refusal()), lanes);
                 }
                 Some(Phase::Token) => self.begin(lane, lanes),
-                Some(Phase::Session | Phase::Attaching | Phase::Ready) => {}
+                Some(Phase::New | Phase::Session | Phase::Attaching | Phase::Ready) => {}
             },
         }
         Ok(())

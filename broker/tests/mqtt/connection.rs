@@ -369,7 +369,7 @@ async fn deliveries_without_subscription_are_released_and_of_qos_0_accepted() {
     let mut wire = mock.connected("e/m").await;
     let (some, settler) = deliveries(0..2, b"x");
     mock.command("e/m", Command::Deliver(some)).await;
-    assert_eq!(settler.settled().await, [(0, Outcome::Released), (1, Outcome::Released)]);
+    assert_eq!(settler.settled().await, [(0, Outcome::NotOffered), (1, Outcome::NotOffered)]);
     wire.send(&subscribe(1, &[(INPUTS, 0)])).await;
     wire.packet().await.unwrap();
     let large = vec![7; 20_000];

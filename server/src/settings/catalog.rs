@@ -141,7 +141,7 @@ const KNOWN: &[KnownSetting] = &[
         "AuthenticationMode",
         "clients are authenticated in the scope of this device (Scope), whatever it says",
     ),
-    ignored("TrackDeviceState", "messages of senders that left the scope wait until their time to live ends"),
+    used("TrackDeviceState"),
     ignored("NestedEdgeEnabled", "the nested calls are always used"),
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
@@ -215,8 +215,13 @@ const KNOWN: &[KnownSetting] = &[
     own("upstream:trust_file"),
     own("store:durability"),
     own("store:interval_millis"),
+    own("store:overflow"),
+    own("store:free_floor_bytes"),
+    own("store:dead_letters_max_bytes"),
     own("delivery:module_window"),
     own("routing:strict"),
+    own("delivery:lower_priority_share_percent"),
+    own("admin:socket"),
 ];
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{self, Effect, KnownSetting, setting_id};
-use super::{Notice, SettingsError};
+use super::{Notice, SettingsError, Sources};
 
 /// Longest settings file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -50,6 +50,19 @@ pub(super) struct Layers {
 }
 
 impl Layers {
+    /// All layers in their order.
+    pub(super) fn load(sources: Sources<'_>) -> Result<Self, SettingsError> {
+        let mut layers = Self::with_defaults()?;
+        if let Some(path) = sources.file {
+            layers.add_file(path)?;
+        }
+        layers.add_environment(sources.environment);
+        for (flag, name, text) in &sources.flags {
+            layers.add_flag(flag, name, text)?;
+        }
+        Ok(layers)
+    }
+
     /// Starts with the built-in defaults.
     pub(super) fn with_defaults() -> Result<Self, SettingsError> {
         let mut layers = Self { entries: BTreeMap::new(), notices: Vec::new() };

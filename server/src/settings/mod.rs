@@ -3,13 +3,15 @@
 //! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
 //! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
 //! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
-//! `listen.*`, `upstream.*`, `store.*`, `delivery.*` and `routing.*` in the file, `EDGEHUB_LISTEN__…` in the environment.
+//! `listen.*`, `upstream.*`, `store.*`, `delivery.*`, `routing.*` and `admin.*` in the file, `EDGEHUB_LISTEN__…` in the
+//! environment.
 //!
 //! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
 //! holds much that is none of our business, only variables that begin with a prefix or a section of ours or
 //! of the reference's, and variables that differ from a known name by one or two characters. An unknown name
 //! after `--set` is an error.
 
+mod admin;
 mod catalog;
 mod identity;
 mod layers;
@@ -20,14 +22,20 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use admin::AdminSocket;
 pub use catalog::{Effect, KnownSetting, known, setting_id};
 pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
 pub use value::{Durability, ListenAddress, ListenHost, LogLevel, TlsVersions};
 
+use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
+use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
+
+/// Largest bound of the store that can be set: 1 PiB.
+const SPACE_BYTES_MAX: u64 = 1 << 50;
 
 /// Most connection threads.
 const THREADS_MAX: usize = 256;
@@ -49,7 +57,7 @@ pub struct Settings {
     pub upstream: UpstreamSettings,
     /// Where messages are kept.
     pub store: StoreSettings,
-    /// Delivery to modules.
+    /// Delivery to modules and the upstream.
     pub delivery: DeliverySettings,
     /// Routes.
     pub routing: RoutingSettings,
@@ -57,6 +65,8 @@ pub struct Settings {
     pub scope: ScopeSettings,
     /// The metrics page.
     pub metrics: MetricsSettings,
+    /// The operator's socket.
+    pub admin: AdminSocket,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
 }
@@ -137,6 +147,12 @@ pub struct UpstreamSettings {
 pub struct StoreSettings {
     /// Kind of store.
     pub kind: StoreKind,
+    /// What becomes of messages that find it full, where their route does not say.
+    pub overflow: OverflowPolicy,
+    /// What stays free in its file system, in bytes; of a small one, less.
+    pub free_floor_bytes: u64,
+    /// What the dead letters may take up, in bytes; 0 keeps none.
+    pub dead_letters_max_bytes: u64,
 }
 
 /// Kind of store.
@@ -153,13 +169,15 @@ pub enum StoreKind {
     },
 }
 
-/// Delivery to modules.
+/// Delivery to modules and the upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverySettings {
     /// Wait for a module's acknowledgement.
     pub ack_timeout: Duration,
     /// Messages of one consumer that are not yet acknowledged, at most.
     pub module_window: u16,
+    /// The part of the messages that less urgent priorities are guaranteed, in percent.
+    pub lower_share_percent: u8,
 }
 
 /// Routes.
@@ -176,6 +194,8 @@ pub struct ScopeSettings {
     pub refresh_interval: Duration,
     /// Least pause between refreshes of one identity.
     pub refresh_delay: Duration,
+    /// Messages of senders that left the scope go to the dead letters (`TrackDeviceState`).
+    pub tracks_senders: bool,
 }
 
 /// The metrics page.
@@ -204,14 +224,7 @@ impl Settings {
     /// # Errors
     /// The first setting that cannot be used, with its name, origin and the value expected.
     pub fn load(sources: Sources<'_>) -> Result<(Self, Vec<Notice>), SettingsError> {
-        let mut layers = Layers::with_defaults()?;
-        if let Some(path) = sources.file {
-            layers.add_file(path)?;
-        }
-        layers.add_environment(sources.environment);
-        for (flag, name, text) in &sources.flags {
-            layers.add_flag(flag, name, text)?;
-        }
+        let layers = Layers::load(sources)?;
         let mut values = Values::new(&layers);
         let settings = Self::read(&mut values)?;
         let read_notices = values.notices;
@@ -244,6 +257,8 @@ impl Settings {
             delivery: DeliverySettings {
                 ack_timeout: values.seconds("MessageAckTimeoutSecs", 1)?,
                 module_window: values.integer("delivery:module_window", 1..=10_000)?,
+                lower_share_percent: values
+                    .integer("delivery:lower_priority_share_percent", 0..=LOWER_SHARE_PERCENT_MAX)?,
             },
             routing: RoutingSettings { strict: values.flag("routing:strict")? },
             scope: ScopeSettings::read(values)?,
@@ -251,6 +266,7 @@ impl Settings {
                 enabled: values.flag("metrics:listener:MetricsEnabled")?,
                 message_size_window: values.span("MetricsHistogramMaxAge")?.max(Duration::from_secs(5)),
             },
+            admin: AdminSocket::read(values),
             log_level: values.choice("RuntimeLogLevel", LogLevel::Info, "info", LogLevel::parse),
             hub,
         })
@@ -328,18 +344,30 @@ impl StoreSettings {
             }
         })?;
         let kind = if values.flag("usePersistentStorage")? {
-            let parent = values.text("StorageFolder").map(PathBuf::from);
-            let temporary = parent.is_none();
-            let folder = parent.unwrap_or_else(std::env::temp_dir).join("edgeHub");
-            if temporary {
+            let folder = hub_folder(values);
+            if values.text("StorageFolder").is_none() {
                 values.notices.push(Notice::TemporaryStore(folder.clone()));
             }
             StoreKind::Persistent { folder, durability }
         } else {
             StoreKind::Memory
         };
-        Ok(Self { kind })
+        Ok(Self {
+            kind,
+            overflow: values.required(
+                "store:overflow",
+                "reject-new, drop-oldest or dead-letter",
+                OverflowPolicy::parse,
+            )?,
+            free_floor_bytes: values.integer("store:free_floor_bytes", 0..=SPACE_BYTES_MAX)?,
+            dead_letters_max_bytes: values.integer("store:dead_letters_max_bytes", 0..=SPACE_BYTES_MAX)?,
+        })
     }
+}
+
+/// The folder of everything that the hub keeps.
+fn hub_folder(values: &Values<'_>) -> PathBuf {
+    values.text("StorageFolder").map_or_else(std::env::temp_dir, PathBuf::from).join("edgeHub")
 }
 
 impl ScopeSettings {
@@ -347,6 +375,7 @@ impl ScopeSettings {
         Ok(Self {
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
+            tracks_senders: values.flag("TrackDeviceState")?,
         })
     }
 }

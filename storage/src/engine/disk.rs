@@ -5,16 +5,44 @@ use std::path::Path;
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, ErrorKind,
-    LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
-use super::{EngineError, Family, Value, Visit};
+use super::room::Room;
+use super::{EngineError, Family, Range, Value, Visit};
+
+/// The file that lists the tables takes room in steps of this.
+const MANIFEST_STEP_BYTES: usize = 64 << 10;
 
 /// The memory that the engine may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DiskBudget {
     pub(crate) cache_bytes: usize,
     pub(crate) write_buffer_bytes: usize,
+    /// What the store may take up, by its limit or the size of its file system.
+    pub(crate) capacity_bytes: u64,
+}
+
+/// How large files and buffers are; a small store or file system gets small ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileSizes {
+    wal_bytes: u64,
+    write_buffer_bytes: u64,
+    file_bytes: u64,
+    level_bytes: u64,
+}
+
+impl FileSizes {
+    fn fit(budget: DiskBudget, capacity_bytes: u64) -> Self {
+        let file_bytes = (capacity_bytes / 64).clamp(256 << 10, 16 << 20);
+        let buffer_bytes = (capacity_bytes / 64).clamp(128 << 10, 64 << 20);
+        Self {
+            wal_bytes: (capacity_bytes / 16).clamp(512 << 10, 64 << 20),
+            write_buffer_bytes: ((budget.write_buffer_bytes / 4) as u64).max(1 << 20).min(buffer_bytes),
+            file_bytes,
+            level_bytes: 4 * file_bytes,
+        }
+    }
 }
 
 /// What the engine holds.
@@ -28,6 +56,8 @@ pub(crate) struct DiskSizes {
 #[derive(Debug)]
 pub(crate) struct DiskEngine {
     db: DB,
+    pub(super) room: Room,
+    budget: DiskBudget,
 }
 
 /// Why the database did not open.
@@ -48,11 +78,13 @@ impl DiskEngine {
             false,
             cache.clone(),
         );
+        let sizes = FileSizes::fit(budget, budget.capacity_bytes);
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_write_buffer_manager(&buffers);
-        options.set_max_total_wal_size(64 << 20);
+        options.set_max_total_wal_size(sizes.wal_bytes);
+        options.set_manifest_preallocation_size(MANIFEST_STEP_BYTES);
         options.set_max_background_jobs(2);
         options.set_max_open_files(256);
         options.set_bytes_per_sync(1 << 20);
@@ -60,9 +92,11 @@ impl DiskEngine {
         options.set_max_log_file_size(1 << 20);
         options.set_keep_log_file_num(2);
         options.set_log_level(LogLevel::Warn);
-        options.set_max_manifest_file_size(16 << 20);
-        let families = Family::ALL
-            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(&cache, budget)));
+        options.set_max_manifest_file_size(sizes.wal_bytes.min(16 << 20) as usize);
+        // The default family holds nothing, but its write buffer would decide how much must be free before the
+        // library writes again after the disk was full.
+        let names = Family::ALL.map(Family::name).into_iter().chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
+        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, sizes)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(|error| {
             let reason = error.to_string();
             match error.kind() {
@@ -75,7 +109,7 @@ impl DiskEngine {
                 _ => DiskOpenError::Other(reason),
             }
         })?;
-        Ok(Self { db })
+        Ok(Self { db, room: Room::new(path.parent().unwrap_or(path)), budget })
     }
 
     pub(super) fn family(&self, family: Family) -> &ColumnFamily {
@@ -92,9 +126,46 @@ impl DiskEngine {
         self.db.flush_wal(true).map_err(classify)
     }
 
-    pub(super) fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) {
+    /// Writes what the log holds to tables, so that the log can go; then rewrites the tables of ranges.
+    pub(super) fn compact(&self, ranges: &[Range]) {
+        let families = Family::ALL.map(|family| self.family(family));
+        let mut flush = FlushOptions::default();
+        flush.set_wait(true);
+        if let Err(error) = self.db.flush_cfs_opt(&families.each_ref().map(|family| &**family), &flush) {
+            tracing::warn!(%error, "could not flush the store to make room");
+            return;
+        }
+        for range in ranges {
+            // Not by dropping files: the deletion itself may be in one by now, and what it covers would come back.
+            self.db.compact_range_cf(&self.family(range.family), Some(&range.from), Some(&range.to));
+        }
+    }
+
+    /// Fits files and write buffers to what the store may take up.
+    pub(super) fn fit(&self, capacity_bytes: u64) {
+        let sizes = FileSizes::fit(self.budget, capacity_bytes);
+        let bytes = [sizes.write_buffer_bytes, sizes.file_bytes, sizes.level_bytes, 2 * sizes.level_bytes];
+        let [buffer, file, level, compaction] = bytes.map(|bytes| bytes.to_string());
+        let options = [
+            ("write_buffer_size", buffer.as_str()),
+            ("target_file_size_base", file.as_str()),
+            ("max_bytes_for_level_base", level.as_str()),
+            ("max_compaction_bytes", compaction.as_str()),
+        ];
+        for family in Family::ALL {
+            if let Err(error) = self.db.set_options_cf(&self.family(family), &options) {
+                tracing::warn!(%error, "could not fit the store's files to its limit");
+            }
+        }
+    }
+
+    pub(super) fn reclaim(&self, range: &Range) {
+        let Range { family, from, to } = range;
+        let family = *family;
+        // The library's end is inclusive: a table that ends with the first live key would go with all before it.
+        let last = predecessor(to);
         // Only makes room earlier; compaction does the same later, so a failure needs no answer.
-        if let Err(error) = self.db.delete_file_in_range_cf(&self.family(family), from, to) {
+        if let Err(error) = self.db.delete_file_in_range_cf(&self.family(family), from, &last) {
             tracing::warn!(%error, family = family.name(), "could not drop the files of settled entries");
         }
     }
@@ -146,7 +217,7 @@ impl Drop for DiskEngine {
     }
 }
 
-fn family_options(cache: &Cache, budget: DiskBudget) -> Options {
+fn family_options(cache: &Cache, sizes: FileSizes) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_block_size(16 << 10);
@@ -154,12 +225,29 @@ fn family_options(cache: &Cache, budget: DiskBudget) -> Options {
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
-    options.set_write_buffer_size((budget.write_buffer_bytes / 4).clamp(1 << 20, 64 << 20));
+    options.set_write_buffer_size(sizes.write_buffer_bytes as usize);
     options.set_max_write_buffer_number(3);
-    options.set_target_file_size_base(16 << 20);
-    options.set_max_bytes_for_level_base(64 << 20);
+    options.set_target_file_size_base(sizes.file_bytes);
+    options.set_max_bytes_for_level_base(sizes.level_bytes);
+    // A compaction keeps its input until its output is there.
+    options.set_max_compaction_bytes(2 * sizes.level_bytes);
     options.set_compression_type(DBCompressionType::Lz4);
     options
+}
+
+/// The key before this one, among keys of its length; the key itself if it is the first.
+fn predecessor(key: &[u8]) -> Vec<u8> {
+    let mut before = key.to_vec();
+    for byte in before.iter_mut().rev() {
+        match byte.checked_sub(1) {
+            Some(less) => {
+                *byte = less;
+                return before;
+            }
+            None => *byte = u8::MAX,
+        }
+    }
+    key.to_vec()
 }
 
 fn classify(error: rocksdb::Error) -> EngineError {

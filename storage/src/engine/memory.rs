@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -14,6 +15,16 @@ type Key = Box<[u8]>;
 struct Stored {
     head: Box<[u8]>,
     body: Bytes,
+}
+
+impl Stored {
+    fn bytes(&self) -> u64 {
+        (self.head.len() + self.body.len()) as u64
+    }
+}
+
+fn size(key: &Key, stored: &Stored) -> u64 {
+    key.len() as u64 + stored.bytes()
 }
 
 type Maps = [BTreeMap<Key, Stored>; Family::ALL.len()];
@@ -50,30 +61,46 @@ impl Change {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryEngine {
     maps: RwLock<Maps>,
+    /// Keys and values that are held, to the byte.
+    used_bytes: AtomicU64,
 }
 
 impl MemoryEngine {
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn write(&self, changes: Vec<Change>) {
         let mut maps = self.maps.write();
+        let mut used_bytes = self.used_bytes();
         for change in changes {
             let map = &mut maps[change.family as usize];
             match change.kind {
                 ChangeKind::Put(key, stored) => {
-                    map.insert(key, stored);
+                    used_bytes += size(&key, &stored);
+                    let key_bytes = key.len() as u64;
+                    if let Some(before) = map.insert(key, stored) {
+                        used_bytes -= key_bytes + before.bytes();
+                    }
                 }
                 ChangeKind::Delete(key) => {
-                    map.remove(&key);
+                    if let Some((key, before)) = map.remove_entry(&key) {
+                        used_bytes -= size(&key, &before);
+                    }
                 }
                 ChangeKind::DeleteRange(from, to) => {
                     if from < to {
                         let keys: Vec<Key> = map.range(from..to).map(|(key, _)| key.clone()).collect();
                         for key in keys {
-                            map.remove(&key);
+                            if let Some(before) = map.remove(&key) {
+                                used_bytes -= size(&key, &before);
+                            }
                         }
                     }
                 }
             }
         }
+        self.used_bytes.store(used_bytes, Ordering::Relaxed);
     }
 
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Bytes> {

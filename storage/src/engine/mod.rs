@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+mod room;
 
 use std::sync::Arc;
 
@@ -9,11 +10,13 @@ use bytes::Bytes;
 
 pub(crate) use disk::{DiskBudget, DiskEngine, DiskOpenError, DiskSizes};
 pub(crate) use memory::MemoryEngine;
+pub(crate) use room::file_system_bytes;
 
 use crate::error::StoreError;
+use crate::space::{Measured, SpaceReason};
 
 /// The families of keys, each with its own shape of data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Family {
     /// Bodies that several queues share, by position in the log.
     Log,
@@ -49,11 +52,19 @@ pub(crate) enum EngineError {
 impl From<EngineError> for StoreError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Full(reason) => Self::Full { reason: Arc::from(reason) },
+            EngineError::Full(_) => Self::Full { reason: SpaceReason::Disk },
             EngineError::Io(reason) => Self::Io { reason: Arc::from(reason) },
             EngineError::Corrupt(reason) => Self::Damaged { reason: Arc::from(reason) },
         }
     }
+}
+
+/// Keys of a family that nobody reads any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) family: Family,
+    pub(crate) from: Vec<u8>,
+    pub(crate) to: Vec<u8>,
 }
 
 /// What a visitor of a scan wants next.
@@ -220,10 +231,10 @@ impl Engine {
         }
     }
 
-    /// Gives the space of `from..to` back at once where that is cheap. Nobody may read the range again.
-    pub(crate) fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) {
+    /// Gives the space of a range back at once where that is cheap. Nobody may read it again.
+    pub(crate) fn reclaim(&self, range: &Range) {
         match &self.kind {
-            Kind::Disk(engine) => engine.reclaim(family, from, to),
+            Kind::Disk(engine) => engine.reclaim(range),
             Kind::Memory(_) => {}
         }
     }
@@ -249,6 +260,64 @@ impl Engine {
                 engine.scan(family, from, to, visit);
                 Ok(())
             }
+        }
+    }
+
+    /// How many bytes a batch holds, or a little more.
+    pub(crate) fn batch_bytes(batch: &Batch) -> u64 {
+        match batch {
+            Batch::Disk { batch, .. } => batch.size_in_bytes() as u64,
+            // What memory holds is known after the write.
+            Batch::Memory(_) => 0,
+        }
+    }
+
+    /// What the engine takes up; on disk this looks at every file.
+    pub(crate) fn measure(&self) -> std::io::Result<Measured> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.room.measure(),
+            Kind::Memory(engine) => Ok(Measured { used_bytes: engine.used_bytes(), ..Measured::default() }),
+        }
+    }
+
+    /// What the engine takes up, where that is known without a look.
+    pub(crate) fn used_bytes(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Disk(_) => None,
+            Kind::Memory(engine) => Some(engine.used_bytes()),
+        }
+    }
+
+    /// The size of the reserve on disk.
+    pub(crate) fn reserve_bytes(&self) -> u64 {
+        match &self.kind {
+            Kind::Disk(engine) => engine.room.reserve_bytes(),
+            Kind::Memory(_) => 0,
+        }
+    }
+
+    /// Takes a reserve of this size from the file system, or with 0 gives it back.
+    pub(crate) fn set_reserve(&self, bytes: u64) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Disk(engine) if bytes == 0 => engine.room.give_reserve(),
+            Kind::Disk(engine) => engine.room.take_reserve(bytes),
+            Kind::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Gives back what released ranges still take up: in the log ahead of the tables, and in tables.
+    pub(crate) fn compact(&self, ranges: &[Range]) {
+        match &self.kind {
+            Kind::Disk(engine) => engine.compact(ranges),
+            Kind::Memory(_) => {}
+        }
+    }
+
+    /// Fits files and write buffers to what the store may take up.
+    pub(crate) fn fit(&self, capacity_bytes: u64) {
+        match &self.kind {
+            Kind::Disk(engine) => engine.fit(capacity_bytes),
+            Kind::Memory(_) => {}
         }
     }
 

@@ -1,6 +1,8 @@
 //! Owns the writer thread: the only one that changes the engine. One group of requests becomes one atomic
 //! write, with one sync for all of them.
 
+mod admit;
+mod letters;
 mod stage;
 
 use std::sync::Arc;
@@ -16,13 +18,20 @@ use crate::intake::{Group, Intake, Request, Work};
 use crate::options::{Durability, INTERVAL_MAX_MS};
 use crate::queue::QueueShared;
 use crate::registry::Registry;
+use crate::released::Released;
 use crate::rows::{HubRow, Mark};
-use stage::{Draft, LogEnd, Noted};
+use crate::space::{Gauge, Measured, SpaceReason};
+use crate::state::Stretch;
+use stage::{Draft, LogEnd, MARK_BYTES, Noted};
 
 /// How often the writer looks at the clock, and for settled entries that can be released early.
 const TICK: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
-/// How long settlements wait after a write has failed.
+/// How long settlements wait after a write has failed; then the store also looks whether writes succeed again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Who waits for a write.
+type Waiting = Vec<oneshot::Sender<Result<(), StoreError>>>;
+
 /// The writer's own view of a queue.
 #[derive(Debug)]
 struct Lane {
@@ -43,8 +52,11 @@ pub(crate) struct WriterStart {
     pub(crate) hub: HubRow,
     pub(crate) clock_row: Option<ClockRow>,
     pub(crate) ring_bytes_max: usize,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) released: Arc<Released>,
     /// The growing stretch of each queue, in the order of their ids.
     pub(crate) open_marks: Vec<Mark>,
+    pub(crate) letters_open: Mark,
     /// References into the segments of the log.
     pub(crate) segments: AHashMap<u64, u64>,
 }
@@ -56,13 +68,20 @@ pub(crate) struct Writer {
     clock: Arc<Clock>,
     durability: Durability,
     ring_bytes_max: usize,
+    gauge: Arc<Gauge>,
+    released: Arc<Released>,
     lanes: Vec<Lane>,
+    letters_open: Mark,
+    /// The largest stretch, under the limit in force.
+    mark_bytes: u64,
+    /// When the room was last measured here.
+    measured_at: Option<Instant>,
     segments: AHashMap<u64, u64>,
     hub: HubRow,
     log: LogEnd,
     clock_row: Option<ClockRow>,
     /// Requests that are written and wait for the sync of their interval.
-    held: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    held: Waiting,
     sync_at: Option<Instant>,
     tick_at: Instant,
     /// Queues whose settlements could not be written.
@@ -89,7 +108,12 @@ impl Writer {
             clock,
             durability,
             ring_bytes_max: start.ring_bytes_max,
+            gauge: start.gauge,
+            released: start.released,
             lanes,
+            letters_open: start.letters_open,
+            mark_bytes: MARK_BYTES,
+            measured_at: None,
             segments: start.segments,
             // Each run begins a segment of its own: what the last one wrote last is not appended to.
             log: LogEnd { segment: hub.next_segment, bodies: 0, bytes: 0 },
@@ -137,19 +161,9 @@ impl Writer {
 
     fn write(&mut self, group: Group, tick: bool) {
         let Group { requests, bytes, settled, .. } = group;
-        let mut draft = Draft {
-            batch: self.engine.batch(bytes + bytes / 8 + 1024),
-            now: self.clock.now(),
-            hub: self.hub,
-            log: self.log,
-            staged: AHashMap::new(),
-            noted: Vec::new(),
-            references: AHashMap::new(),
-            reclaim: Vec::new(),
-            changed: false,
-            barrier: false,
-            scratch: Vec::new(),
-        };
+        self.mark_bytes = self.gauge.stretch_max_bytes().min(MARK_BYTES);
+        let requests = if requests.is_empty() { requests } else { self.admit(requests) };
+        let mut draft = self.draft(bytes + bytes / 8 + 1024);
         let named = self.stage_names(&mut draft);
         let mut waiting = Vec::with_capacity(requests.len());
         for Request { work, done, .. } in requests {
@@ -166,6 +180,8 @@ impl Writer {
                         }
                     }
                 }
+                Work::Redrive(letters, count) => self.stage_redrive(&mut draft, &letters, &count),
+                Work::Discard(letters) => self.stage_discard(&mut draft, &letters),
                 Work::Barrier => draft.barrier = true,
             }
             waiting.push(done);
@@ -173,25 +189,61 @@ impl Writer {
         if tick {
             self.stage_idle(&mut draft);
         }
+        self.stage_letters_bound(&mut draft);
+        // After a failure something is written, so that the end of the failure is seen.
+        draft.barrier |= self.failing;
         for shared in settled {
             self.stage_settled(&mut draft, shared);
         }
+        self.commit(draft, named, waiting, tick);
+    }
+
+    fn draft(&self, capacity_bytes: usize) -> Draft {
+        Draft {
+            batch: self.engine.batch(capacity_bytes),
+            now: self.clock.now(),
+            hub: self.hub,
+            log: self.log,
+            staged: AHashMap::new(),
+            noted: Vec::new(),
+            references: AHashMap::new(),
+            reclaim: Vec::new(),
+            letters: None,
+            changed: false,
+            barrier: false,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Completes a draft, writes it, and makes it visible. False if the write failed.
+    fn commit(
+        &mut self,
+        mut draft: Draft,
+        named: Vec<Arc<QueueShared>>,
+        waiting: Waiting,
+        tick: bool,
+    ) -> bool {
+        self.stage_letters_rows(&mut draft);
         self.stage_rows(&mut draft, tick);
         if !draft.changed {
             self.complete(waiting, Ok(()), false);
-            return;
+            return true;
         }
         // Files are dropped for good, power cut or not; so must be the checkpoint that says nobody needs them.
         let sync = self.durability == Durability::Sync && !waiting.is_empty() || !draft.reclaim.is_empty();
         let batch = std::mem::replace(&mut draft.batch, self.engine.batch(0));
+        let batch_bytes = Engine::batch_bytes(&batch);
         match self.engine.write(batch, sync) {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("writes to the store succeed again");
+                    self.gauge.recovered();
                 }
                 self.lanes_named(named);
                 self.publish(draft);
+                self.count(batch_bytes);
                 self.complete(waiting, Ok(()), true);
+                true
             }
             Err(error) => {
                 let error = StoreError::from(error);
@@ -199,13 +251,49 @@ impl Writer {
                 if !std::mem::replace(&mut self.failing, true) {
                     tracing::error!(%error, requests = waiting.len(), "a write to the store failed");
                 }
-                for Noted { shared, pages, gone, .. } in draft.noted {
-                    if shared.take_back(&pages, gone) {
+                if matches!(error, StoreError::Full { .. }) {
+                    self.disk_full();
+                }
+                for Noted { shared, pages, gone, letters, .. } in draft.noted {
+                    if shared.take_back(&pages, gone, letters) {
                         self.retry.push(shared);
                     }
                 }
                 self.retry_at = Some(Instant::now() + RETRY);
                 self.complete(waiting, Err(error), false);
+                false
+            }
+        }
+    }
+
+    /// Counts what was written as used.
+    fn count(&self, batch_bytes: u64) {
+        match self.engine.used_bytes() {
+            Some(used_bytes) => {
+                let measured = Measured { used_bytes, ..Measured::default() };
+                self.gauge.set_measured(measured, self.gauge.written());
+            }
+            None => self.gauge.wrote(batch_bytes),
+        }
+    }
+
+    fn measure(&mut self) {
+        self.measured_at = Some(Instant::now());
+        let written = self.gauge.written();
+        match self.engine.measure() {
+            Ok(measured) => self.gauge.set_measured(measured, written),
+            Err(error) => tracing::warn!(%error, "the room of the store could not be measured"),
+        }
+    }
+
+    /// The file system refused a write: what is not an append goes on from the reserve.
+    fn disk_full(&mut self) {
+        self.gauge.refused(SpaceReason::Disk);
+        self.gauge.set_reserve_missing(true);
+        match self.engine.set_reserve(0) {
+            Ok(()) => self.measure(),
+            Err(error) => {
+                tracing::error!(%error, "the reserve of the store could not be given to the file system")
             }
         }
     }
@@ -232,24 +320,33 @@ impl Writer {
         }
         // Before the appends: the stretches to let go of are the first of each queue.
         for noted in draft.noted {
-            noted.shared.with(|state| drop(state.marks.drain(..noted.released)));
+            let letter_bytes: usize = noted.letters.iter().map(|letter| letter.bytes.len()).sum();
+            self.gauge.free_pending(letter_bytes as u64);
+            if !noted.released.is_empty() {
+                let kept = |mark: &Mark| noted.released.binary_search(&mark.start).is_err();
+                noted.shared.with(|state| state.marks.retain(kept));
+            }
+        }
+        if let Some(letters) = draft.letters {
+            self.publish_letters(letters);
         }
         let mut settled = Vec::new();
         for (id, staged) in draft.staged {
             let Some(lane) = self.lanes.get_mut(id as usize) else { continue };
             lane.active |= !staged.hot.is_empty();
-            let tail = staged.open.end;
+            let (open, open_bytes) = (Stretch::of(&staged.open), staged.open.bytes);
             lane.open = staged.open;
             let appended = !staged.hot.is_empty();
             let due = lane.shared.with(|state| {
-                state.tail = tail;
+                state.tail = open.end;
+                (state.open, state.open_bytes) = (open, open_bytes);
                 for entry in staged.hot {
                     state.hot.push(entry);
                 }
                 state.marks.extend(staged.closed);
                 let prefix = state.cursor.prefix();
                 state.hot.drop_below(prefix);
-                state.marks.front().is_some_and(|mark| mark.end <= prefix)
+                state.is_due()
             });
             if due {
                 settled.push(Arc::clone(&lane.shared));
@@ -261,19 +358,15 @@ impl Writer {
         for shared in settled {
             shared.relist();
         }
-        for (family, from, to) in draft.reclaim {
-            self.engine.reclaim(family, &from, &to);
+        for range in draft.reclaim {
+            self.engine.reclaim(&range);
+            self.released.add(range);
         }
         self.registry.evict(self.ring_bytes_max);
     }
 
     /// Answers requests; ones that were written wait for the sync where the level says so.
-    fn complete(
-        &mut self,
-        waiting: Vec<oneshot::Sender<Result<(), StoreError>>>,
-        result: Result<(), StoreError>,
-        written: bool,
-    ) {
+    fn complete(&mut self, waiting: Waiting, result: Result<(), StoreError>, written: bool) {
         if let (Durability::Interval { millis }, true, false) = (self.durability, written, waiting.is_empty())
         {
             self.held.extend(waiting);

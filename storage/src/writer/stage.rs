@@ -6,18 +6,20 @@ use ahash::AHashMap;
 use bytes::Bytes;
 
 use super::Writer;
+use super::letters::LettersDraft;
 use crate::clock::StoreTime;
 use crate::cursor::PageBits;
-use crate::engine::{Batch, Family};
+use crate::engine::{Batch, Family, Range};
 use crate::hot::HotEntry;
 use crate::queue::QueueShared;
 use crate::record::{AppendRequest, Target};
 use crate::rows::{self, HubRow, Logged, Mark, ReferenceHead, SettleRow};
+use crate::state::PendingLetter;
 
 /// A stretch of a queue is closed, and later released as one, at this many entries ..
-const MARK_ENTRIES_MAX: u64 = 10_000;
+pub(super) const MARK_ENTRIES_MAX: u64 = 10_000;
 /// .. or bytes, its share of the log included ..
-const MARK_BYTES: u64 = 4 << 20;
+pub(super) const MARK_BYTES: u64 = 4 << 20;
 /// .. or segments of the log that it refers to.
 const MARK_SEGMENTS_MAX: usize = 16;
 /// A segment of the log, which is released as one, ends at this many bytes ..
@@ -41,7 +43,9 @@ pub(super) struct Noted {
     pub(super) shared: Arc<QueueShared>,
     pub(super) pages: Vec<u64>,
     pub(super) gone: Vec<u64>,
-    pub(super) released: usize,
+    pub(super) letters: Vec<PendingLetter>,
+    /// The stretches that are released, by their start; in order.
+    pub(super) released: Vec<u64>,
 }
 
 /// Where the next shared body goes.
@@ -63,7 +67,9 @@ pub(super) struct Draft {
     /// Changes to the number of references into segments of the log.
     pub(super) references: AHashMap<u64, i64>,
     /// Ranges whose files can go after the write.
-    pub(super) reclaim: Vec<(Family, Vec<u8>, Vec<u8>)>,
+    pub(super) reclaim: Vec<Range>,
+    /// The dead letters, if they change.
+    pub(super) letters: Option<LettersDraft>,
     pub(super) changed: bool,
     /// Whether something must be written, so that it is synced with all before it.
     pub(super) barrier: bool,
@@ -119,7 +125,13 @@ impl Writer {
         Logged { sequence, length_bytes: bytes.len() as u32 }
     }
 
-    fn stage_reference(&self, draft: &mut Draft, target: Target, bytes: &Bytes, logged: Option<Logged>) {
+    pub(super) fn stage_reference(
+        &self,
+        draft: &mut Draft,
+        target: Target,
+        bytes: &Bytes,
+        logged: Option<Logged>,
+    ) {
         let queue = target.queue.0;
         let staged = draft.staged.entry(queue).or_insert_with(|| Staged {
             open: self
@@ -145,7 +157,7 @@ impl Writer {
         staged.hot.push(HotEntry { bytes: bytes.clone(), accepted_at: draft.now, ttl: target.ttl });
         let entries = staged.open.end - staged.open.start;
         if entries >= MARK_ENTRIES_MAX
-            || staged.open.bytes >= MARK_BYTES
+            || staged.open.bytes >= self.mark_bytes
             || staged.open.segments.len() >= MARK_SEGMENTS_MAX
         {
             let next = Mark::starting_at(staged.open.end);
@@ -172,31 +184,50 @@ impl Writer {
     /// Stores how far a queue is settled, and releases what nobody will read again.
     pub(super) fn stage_settled(&mut self, draft: &mut Draft, shared: Arc<QueueShared>) {
         let id = shared.id;
-        let (row, pages, gone, marks) = shared.with(|state| {
+        let (row, pages, gone, marks, letters) = shared.with(|state| {
             QueueShared::unlist(state);
             let (pages, gone) = state.cursor.take_changes();
             let row = SettleRow { prefix: state.cursor.prefix(), outcomes: state.outcomes };
-            let due = state.marks.iter().take_while(|mark| mark.end <= row.prefix);
-            (row, pages, gone, due.cloned().collect::<Vec<Mark>>())
+            (row, pages, gone, state.due(), std::mem::take(&mut state.letters))
         });
         draft.changed = true;
         draft.scratch.clear();
         rows::encode_settle(&row, &mut draft.scratch);
         self.put_row(draft, &rows::settle_key(id));
         self.stage_pages(draft, id, &pages, &gone);
+        self.stage_letters(draft, &letters);
+        // Stretches side by side are released as one.
+        let mut run: Option<(u64, u64)> = None;
         for mark in &marks {
             self.engine.delete(&mut draft.batch, Family::Meta, &rows::mark_key(id, mark.end));
-            self.stage_release(draft, id, mark);
+            for (segment, references) in &mark.segments {
+                *draft.references.entry(*segment).or_default() -= i64::from(*references);
+            }
+            run = match run {
+                Some((start, end)) if end == mark.start => Some((start, mark.end)),
+                other => {
+                    self.stage_release(draft, id, other);
+                    Some((mark.start, mark.end))
+                }
+            };
         }
+        self.stage_release(draft, id, run);
         draft.noted.push(Noted {
             shared,
             pages: pages.into_iter().map(|(number, _)| number).collect(),
             gone,
-            released: marks.len(),
+            letters,
+            released: marks.iter().map(|mark| mark.start).collect(),
         });
     }
 
-    fn stage_pages(&self, draft: &mut Draft, id: u32, pages: &[(u64, Box<PageBits>)], gone: &[u64]) {
+    pub(super) fn stage_pages(
+        &self,
+        draft: &mut Draft,
+        id: u32,
+        pages: &[(u64, Box<PageBits>)],
+        gone: &[u64],
+    ) {
         for (number, bits) in pages {
             draft.scratch.clear();
             rows::encode_page(bits, &mut draft.scratch);
@@ -207,13 +238,16 @@ impl Writer {
         }
     }
 
-    fn stage_release(&self, draft: &mut Draft, id: u32, mark: &Mark) {
-        let (from, to) = (rows::reference_key(id, mark.start), rows::reference_key(id, mark.end));
-        self.engine.delete_range(&mut draft.batch, Family::Reference, &from, &to);
-        draft.reclaim.push((Family::Reference, from.to_vec(), to.to_vec()));
-        for (segment, references) in &mark.segments {
-            *draft.references.entry(*segment).or_default() -= i64::from(*references);
-        }
+    fn stage_release(&self, draft: &mut Draft, id: u32, run: Option<(u64, u64)>) {
+        let Some((start, end)) = run else { return };
+        let (from, to) = (rows::reference_key(id, start).to_vec(), rows::reference_key(id, end).to_vec());
+        self.stage_delete(draft, Range { family: Family::Reference, from, to });
+    }
+
+    /// Deletes a range that nobody reads again, and its files after the write.
+    pub(super) fn stage_delete(&self, draft: &mut Draft, range: Range) {
+        self.engine.delete_range(&mut draft.batch, range.family, &range.from, &range.to);
+        draft.reclaim.push(range);
     }
 
     /// The rows that follow from everything else: tails, stretches, counters, the clock.
@@ -236,8 +270,8 @@ impl Writer {
             let held = self.segments.get(&segment).copied().unwrap_or(0);
             if held.saturating_add_signed(change) == 0 && segment != draft.log.segment {
                 let (from, to) = (rows::segment_start(segment), rows::segment_start(segment + 1));
-                self.engine.delete_range(&mut draft.batch, Family::Log, &from, &to);
-                draft.reclaim.push((Family::Log, from.to_vec(), to.to_vec()));
+                let range = Range { family: Family::Log, from: from.to_vec(), to: to.to_vec() };
+                self.stage_delete(draft, range);
             }
         }
         if draft.hub != self.hub {
@@ -261,7 +295,7 @@ impl Writer {
         }
     }
 
-    fn put_row(&self, draft: &mut Draft, key: &[u8]) {
+    pub(super) fn put_row(&self, draft: &mut Draft, key: &[u8]) {
         let value = std::mem::take(&mut draft.scratch);
         self.engine.put(&mut draft.batch, Family::Meta, key, &value, &Bytes::new());
         draft.scratch = value;

@@ -469,9 +469,9 @@ where
             }
             // No consumer is registered on this head, so nothing is delivered; offered again elsewhere if it were.
             Some(Command::Deliver(deliveries)) => {
-                let released =
-                    deliveries.messages.iter().map(|(tag, _)| (*tag, crate::backend::Outcome::Released));
-                deliveries.settler.settle(released);
+                let unwanted =
+                    deliveries.messages.iter().map(|(tag, _)| (*tag, crate::backend::Outcome::NotOffered));
+                deliveries.settler.settle(unwanted);
             }
             None => self.drop_identity(identity, Condition::INTERNAL_ERROR.into()),
         }

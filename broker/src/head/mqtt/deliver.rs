@@ -100,16 +100,16 @@ impl Deliverer {
         wire: &mut Wire<S>,
         session: &Session,
     ) -> bool {
-        let mut released = Vec::new();
+        let mut unwanted = Vec::new();
         let mut resumed = false;
         while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
             && self.in_flight.len() < self.limits.in_flight_max
             && let Some(waiting) = self.waiting.pop_front()
         {
-            self.send(wire, session, waiting, &mut released);
+            self.send(wire, session, waiting, &mut unwanted);
             resumed = true;
         }
-        settle_all(&mut released, Outcome::Released);
+        settle_all(&mut unwanted, Outcome::NotOffered);
         resumed
     }
 
@@ -169,14 +169,14 @@ impl Deliverer {
         wire: &mut Wire<S>,
         session: &Session,
         waiting: Waiting,
-        released: &mut Vec<(Settler, u64)>,
+        unwanted: &mut Vec<(Settler, u64)>,
     ) {
         let Waiting { input, settler, tag, message } = waiting;
         let mut topic = std::mem::take(&mut self.topic);
         topic.clear();
         topic::write_input(&mut topic, &self.receiver, &input, &message);
         match std::str::from_utf8(&topic).ok().and_then(|text| session.granted(text)) {
-            None => released.push((settler, tag)),
+            None => unwanted.push((settler, tag)),
             Some(granted) => {
                 let asked_for = message.properties.application(|name| name == QOS_PROPERTY);
                 let packet_id = (granted == QoS::AtLeastOnce && asked_for != Value::Text("0"))
@@ -185,7 +185,7 @@ impl Deliverer {
                 let dup = packet_id.is_some() && self.in_flight_keys.contains_key(&key);
                 if !encode::publish_header(&mut wire.output, &topic, packet_id, dup, message.body.len()) {
                     // No PUBLISH can carry it: its topic would be longer than 65,535 bytes.
-                    settler.settle([(tag, Outcome::Rejected)]);
+                    settler.settle([(tag, Outcome::NotConvertible)]);
                 } else {
                     wire.put_payload(&message.body);
                     match packet_id {

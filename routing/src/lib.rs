@@ -4,7 +4,7 @@
 //! included, is that of the IoT Edge hub: what runs there runs here, with the same result.
 //!
 //! ```text
-//! text ─lexer─▶ tokens ─parens, grammar─▶ syntax tree ─check─▶ typed tree ─program─▶ table ─decide─▶ decision
+//! text ─lexer─▶ tokens ─parens, grammar─▶ syntax tree ─check─▶ typed tree ─clause, family─▶ table ─plan─▶ decision
 //! ```
 //!
 //! - Routes compile once, each on its own, to an immutable [`RouteTable`]. Errors are [`Diagnostic`]s with line and column.
@@ -61,18 +61,23 @@
 //! # Ok::<(), edgehub_routing::MessageRejected>(())
 //! ```
 
+mod bits;
 mod body;
 mod check;
+mod clause;
 mod condition;
 mod config;
 mod diagnostic;
 mod evaluate;
+mod expression;
+mod family;
 mod function;
 mod lexer;
 pub mod limits;
 mod message;
 mod number;
 mod parens;
+mod plan;
 mod program;
 mod route;
 mod source;

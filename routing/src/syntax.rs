@@ -18,7 +18,7 @@ use crate::parens::{Role, irregular};
 struct Grammar;
 
 /// The operators between two operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BinaryOperator {
     Multiply,
     Divide,

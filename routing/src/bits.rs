@@ -1,30 +1,34 @@
 //! Owns sets of small numbers as bits: the routes of a table, the families that are already known.
 
-use smallvec::SmallVec;
-
 /// A set of numbers, each a bit. Sets that are combined are of the same width.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BitSet {
-    words: SmallVec<[u64; 2]>,
+    words: Vec<u64>,
 }
 
 impl BitSet {
     /// The empty set, with room for the numbers below `width`.
     pub(crate) fn new(width: usize) -> BitSet {
-        BitSet { words: SmallVec::from_elem(0, width.div_ceil(64)) }
+        BitSet { words: vec![0; width.div_ceil(64)] }
     }
 
-    /// Makes it empty, with room for the numbers below `width`; memory is kept.
-    pub(crate) fn reset(&mut self, width: usize) {
-        self.words.clear();
-        self.words.resize(width.div_ceil(64), 0);
+    /// Makes room for the numbers below `width`; what is in the set is void.
+    #[inline]
+    pub(crate) fn fit(&mut self, width: usize) {
+        if self.words.len() != width.div_ceil(64) {
+            self.words.resize(width.div_ceil(64), 0);
+        }
     }
 
-    /// Makes it equal to `other`; memory is kept.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.words.fill(0);
+    }
+
+    /// Makes it equal to `other`, which is of the same width.
     #[inline]
     pub(crate) fn copy(&mut self, other: &BitSet) {
-        self.words.clear();
-        self.words.extend_from_slice(&other.words);
+        self.words.iter_mut().zip(&other.words).for_each(|(own, other)| *own = *other);
     }
 
     #[inline]
@@ -165,8 +169,11 @@ mod tests {
             set.remove(end);
             let outside = |n: &usize| (*n < first || *n >= end) && *n != end;
             prop_assert_eq!(numbers_of(&set), a.iter().copied().filter(outside).collect());
-            set.reset(WIDTH);
-            prop_assert_eq!(set, BitSet::new(WIDTH));
+            set.clear();
+            prop_assert_eq!(&set, &BitSet::new(WIDTH));
+            set.fit(WIDTH + 64);
+            set.insert(WIDTH + 1);
+            prop_assert_eq!(set.next(0), Some(WIDTH + 1));
         }
     }
 }

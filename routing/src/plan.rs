@@ -167,12 +167,19 @@ impl Plan {
         scratch: &mut PlanScratch,
         mut take: impl FnMut(Target),
     ) -> u32 {
+        if candidates.next(0).is_none() {
+            return 0;
+        }
         let PlanScratch { evaluation, pending, doubtful, undefined, absent, known } = scratch;
-        evaluation.begin_message();
+        for set in [&mut *pending, &mut *doubtful, &mut *undefined, &mut *absent] {
+            set.fit(self.ranks.len());
+        }
+        known.fit(self.families.len());
         pending.copy(candidates);
-        doubtful.reset(self.ranks.len());
-        undefined.reset(self.ranks.len());
-        known.reset(self.families.len());
+        undefined.clear();
+        doubtful.clear();
+        known.clear();
+        evaluation.begin_message();
         let mut machine = Machine::new(&self.vocabulary, message, evaluation);
         let mut listed = self.of_name.len() < NAMES_LISTED_MIN;
         let mut at = 0;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::json::{JsonText, Scalar, Visitor, number, unescape};
+use super::json::{JsonText, Scalar, Visitor, number_of, unescape};
 use super::{BodyPath, BodyText, Slot, Step, date};
 use crate::message::PropertyName;
 
@@ -198,6 +198,14 @@ impl<'t> Visitor<'t> for Selector<'_> {
     }
 
     #[inline]
+    fn looks_inside(&self) -> bool {
+        let frame = self.frames.last();
+        frame.and_then(|frame| Some((self.paths.node(frame.node)?, frame))).is_some_and(|(node, frame)| {
+            if frame.next.is_some() { !node.elements.is_empty() } else { !node.members.is_empty() }
+        })
+    }
+
+    #[inline]
     fn close(&mut self) {
         self.frames.pop();
     }
@@ -247,7 +255,7 @@ pub(super) fn slot_of(value: Scalar<'_>, decoded: &mut Vec<u8>) -> Slot {
         Scalar::Null => Slot::Null,
         Scalar::Bool(value) => Slot::Bool(value),
         Scalar::Number(value) => Slot::Number(value),
-        Scalar::Digits(digits) => Slot::Number(number(digits)),
+        Scalar::Digits(digits) => Slot::Number(number_of(digits)),
         Scalar::Undefined => Slot::Undefined,
         Scalar::Text(text) => {
             let place = place_of(text, decoded);

@@ -103,10 +103,18 @@ impl<'m, 's, M: MessageView + ?Sized> Machine<'m, 's, M> {
         Machine { vocabulary, message, scratch, stack: SmallVec::new() }
     }
 
+    #[inline]
     fn value(&mut self, program: &Program) -> Value<'m> {
-        self.scratch.made.clear();
-        self.run(&program.ops);
-        self.pop()
+        // Most subjects are one look-up.
+        match program.ops[..] {
+            [Op::Property(name)] => self.property(name),
+            [Op::PropertyOrBody { property, slot }] => self.property_or_body(property, slot),
+            _ => {
+                self.scratch.made.clear();
+                self.run(&program.ops);
+                self.pop()
+            }
+        }
     }
 
     /// The routes whose clause in `family` holds; none if the clauses of all its members are undefined.
@@ -208,10 +216,7 @@ impl<'m, 's, M: MessageView + ?Sized> Machine<'m, 's, M> {
                     value => value,
                 },
                 Op::Body(slot) => self.body(slot),
-                Op::PropertyOrBody { property, slot } => match self.property(property) {
-                    Value::Undefined => self.body(slot),
-                    value => value,
-                },
+                Op::PropertyOrBody { property, slot } => self.property_or_body(property, slot),
                 Op::ToBody => match self.pop() {
                     Value::Number(number) if number.is_nan() => Value::Undefined,
                     value => value,
@@ -347,6 +352,13 @@ impl<'m, 's, M: MessageView + ?Sized> Machine<'m, 's, M> {
             Slot::Number(number) => Value::Number(number),
             Slot::Text(text) => Value::Text(TextPlace::Body(text)),
             Slot::Undefined => Value::Undefined,
+        }
+    }
+
+    fn property_or_body(&mut self, property: u32, slot: u32) -> Value<'m> {
+        match self.property(property) {
+            Value::Undefined => self.body(slot),
+            value => value,
         }
     }
 

@@ -67,12 +67,12 @@ pub(crate) struct PlanScratch {
     evaluation: Scratch,
     /// Routes that may still be true, or doubtful.
     pending: BitSet,
-    /// Routes of which a clause is undefined.
+    /// Routes of which a clause is undefined; empty between decisions, as the next two are.
     doubtful: BitSet,
     undefined: BitSet,
-    absent: BitSet,
     /// Families that have been looked up.
     known: BitSet,
+    absent: BitSet,
 }
 
 impl Plan {
@@ -170,15 +170,13 @@ impl Plan {
         if candidates.next(0).is_none() {
             return 0;
         }
-        let PlanScratch { evaluation, pending, doubtful, undefined, absent, known } = scratch;
+        let PlanScratch { evaluation, pending, doubtful, undefined, known, absent } = scratch;
         for set in [&mut *pending, &mut *doubtful, &mut *undefined, &mut *absent] {
             set.fit(self.ranks.len());
         }
         known.fit(self.families.len());
         pending.copy(candidates);
-        undefined.clear();
-        doubtful.clear();
-        known.clear();
+        let mut all_defined = true;
         evaluation.begin_message();
         let mut machine = Machine::new(&self.vocabulary, message, evaluation);
         let mut listed = self.of_name.len() < NAMES_LISTED_MIN;
@@ -202,6 +200,7 @@ impl Plan {
                             }
                         }
                         pending.move_to(absent, undefined);
+                        all_defined = false;
                         continue;
                     }
                 }
@@ -209,6 +208,7 @@ impl Plan {
                 match machine.holding(family) {
                     Some(holding) => pending.keep(&family.members, holding),
                     None => {
+                        all_defined = false;
                         pending.move_to(&family.only, undefined);
                         doubtful.add(&family.members);
                     }
@@ -220,10 +220,20 @@ impl Plan {
                 pending.remove(rank);
             } else {
                 take(own.target);
-                pending.remove_range(rank, own.end);
-                undefined.remove_range(rank, own.end);
+                pending.remove(rank);
+                if own.end > rank + 1 {
+                    pending.remove_range(rank, own.end);
+                    undefined.remove_range(rank, own.end);
+                }
             }
         }
-        undefined.count()
+        known.clear();
+        if all_defined {
+            return 0;
+        }
+        let count = undefined.count();
+        undefined.clear();
+        doubtful.clear();
+        count
     }
 }

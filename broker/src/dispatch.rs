@@ -11,7 +11,7 @@ mod view;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use edgehub_routing::{Candidates, Decision, MessageSource};
+use edgehub_routing::{Candidates, Decision, MessageSource, SystemProperty as Known};
 use edgehub_storage::{AppendRequest, Commit, Record, Store, StoreError, Target};
 use metrics::{Counter, Histogram, counter, histogram};
 use smallvec::SmallVec;
@@ -24,6 +24,16 @@ use view::View;
 
 /// Outputs of one connection whose candidate routes are kept; a client that names more pays for the look-up.
 const OUTPUTS_CACHED_MAX: usize = 64;
+
+/// System properties that all messages of a connection to one output have in common.
+const CONSTANT: [Known; 5] = [
+    Known::ConnectionDeviceId,
+    Known::ConnectionModuleId,
+    Known::ModelId,
+    Known::EdgeHubOriginInterface,
+    // Last: only if there is an output.
+    Known::OutputName,
+];
 
 /// Decides and stores.
 #[derive(Clone)]
@@ -152,11 +162,15 @@ impl Publisher {
             None => MessageSource::Device,
             Some(module) => MessageSource::Module { module, output: name },
         };
+        let constant = if name.is_some() { &CONSTANT[..] } else { &CONSTANT[..CONSTANT.len() - 1] };
         let label = name.unwrap_or_default().to_owned();
         self.outputs.push(Output {
             name: name.map(Box::from),
             // A blank output is refused by `check`; a head that does not ask gets a message without routes.
-            candidates: routing.table().candidates(&source).unwrap_or_default(),
+            candidates: routing
+                .table()
+                .candidates_for(&source, constant, &View::new(message))
+                .unwrap_or_default(),
             received: counter!(
                 "edgehub_messages_received_total", "route_output" => label.clone(), "id" => self.id.clone()
             ),

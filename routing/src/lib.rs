@@ -8,7 +8,9 @@
 //! ```
 //!
 //! - Routes compile once, each on its own, to an immutable [`RouteTable`]. Errors are [`Diagnostic`]s with line and column.
-//! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`].
+//! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`], or
+//!   [`RouteTable::candidates_for`] with what is the same for all messages of the sender.
+//! - All routes of a table are decided together: what they compare one value with is answered by one look-up.
 //! - [`RouteTable::decide`] gives a message its targets. It takes no lock and does no I/O; its memory is the caller's
 //!   [`Decision`], which is reused. The body is read once per message, for all routes, and only if a condition asks.
 //! - Nothing recurses over input: depth and size are bounded before the grammar sees a text (see [`limits`]), trees and

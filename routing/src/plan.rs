@@ -27,7 +27,7 @@ use crate::clause::{Subject, clauses};
 use crate::evaluate::{Machine, Scratch};
 use crate::expression::{ExpressionId, Expressions};
 use crate::family::{Comparable, Family, Member};
-use crate::message::MessageView;
+use crate::message::{MessageView, SystemProperty};
 use crate::program::{Program, Vocabulary};
 use crate::table::Target;
 
@@ -59,6 +59,22 @@ struct Rank {
     /// The rank after the last one of the endpoint.
     end: usize,
     families: SmallVec<[u32; 2]>,
+}
+
+/// What the decisions about one source begin with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Start {
+    pending: BitSet,
+    /// None: no family is known beforehand.
+    answered: Option<Box<Answered>>,
+}
+
+/// What families that are the same for all messages of a source have answered.
+#[derive(Clone, Debug)]
+struct Answered {
+    doubtful: BitSet,
+    undefined: BitSet,
+    known: BitSet,
 }
 
 /// Memory that is reused from decision to decision.
@@ -145,38 +161,75 @@ impl Plan {
         plan
     }
 
-    /// The set of these ranks, ascending, without those that can never win because one before them always does.
-    pub(crate) fn set(&self, ranks: impl Iterator<Item = usize>) -> BitSet {
-        let mut set = BitSet::new(self.ranks.len());
+    /// What a decision about these ranks, which are ascending, begins with. Those that can never win, because one before
+    /// them always does, are left out.
+    pub(crate) fn start(&self, ranks: impl Iterator<Item = usize>) -> Start {
+        let mut pending = BitSet::new(self.ranks.len());
         let mut taken = 0;
         for rank in ranks {
             let Some(own) = self.ranks.get(rank).filter(|_| rank >= taken) else { continue };
-            set.insert(rank);
+            pending.insert(rank);
             if own.families.is_empty() {
                 taken = own.end;
             }
         }
-        set
+        Start { pending, answered: None }
     }
 
-    /// Decides where `message` goes, of the routes in `candidates`; gives the number of conditions that were undefined.
+    /// Looks up the families whose subject is the same for all messages in which the system properties for which
+    /// `constant` is true are those of `message`.
+    pub(crate) fn fold<M: MessageView + ?Sized>(
+        &self,
+        start: &mut Start,
+        message: &M,
+        constant: impl Fn(SystemProperty) -> bool,
+    ) {
+        let mut evaluation = Scratch::default();
+        evaluation.begin_message();
+        let mut machine = Machine::new(&self.vocabulary, message, &mut evaluation);
+        let empty = || BitSet::new(self.ranks.len());
+        let mut answered =
+            Answered { doubtful: empty(), undefined: empty(), known: BitSet::new(self.families.len()) };
+        for (number, family) in self.families.iter().enumerate() {
+            if !family.subject.is_constant(&self.vocabulary, &constant) {
+                continue;
+            }
+            answered.known.insert(number);
+            match machine.holding(family) {
+                Some(holding) => start.pending.keep(&family.members, holding),
+                None => {
+                    start.pending.move_to(&family.only, &mut answered.undefined);
+                    answered.doubtful.add(&family.members);
+                }
+            }
+        }
+        start.answered = answered.known.next(0).is_some().then(|| Box::new(answered));
+    }
+
+    /// Decides where `message` goes, of the routes with which `start` begins; gives the number of conditions that were undefined.
     pub(crate) fn decide<M: MessageView + ?Sized>(
         &self,
-        candidates: &BitSet,
+        start: &Start,
         message: &M,
         scratch: &mut PlanScratch,
         mut take: impl FnMut(Target),
     ) -> u32 {
-        if candidates.next(0).is_none() {
-            return 0;
+        if start.pending.next(0).is_none() {
+            return start.answered.as_ref().map_or(0, |answered| answered.undefined.count());
         }
         let PlanScratch { evaluation, pending, doubtful, undefined, known, absent } = scratch;
         for set in [&mut *pending, &mut *doubtful, &mut *undefined, &mut *absent] {
             set.fit(self.ranks.len());
         }
         known.fit(self.families.len());
-        pending.copy(candidates);
+        pending.copy(&start.pending);
         let mut all_defined = true;
+        if let Some(answered) = &start.answered {
+            doubtful.copy(&answered.doubtful);
+            undefined.copy(&answered.undefined);
+            known.copy(&answered.known);
+            all_defined = false;
+        }
         evaluation.begin_message();
         let mut machine = Machine::new(&self.vocabulary, message, evaluation);
         let mut listed = self.of_name.len() < NAMES_LISTED_MIN;

@@ -8,7 +8,7 @@ use ahash::RandomState;
 use crate::body::BodyPaths;
 use crate::check::{Checked, CheckedNode, Operation, Type};
 use crate::function::Function;
-use crate::message::PropertyName;
+use crate::message::{PropertyName, SystemProperty};
 use crate::syntax::BinaryOperator;
 
 /// What the programs of one table have in common.
@@ -231,6 +231,21 @@ impl Program {
         compiler.compile(at);
         compiler.ops.shrink_to_fit();
         Program { ops: compiler.ops }
+    }
+
+    /// Does it ask for nothing of a message but system properties for which `constant` is true?
+    pub(crate) fn is_constant(
+        &self,
+        vocabulary: &Vocabulary,
+        constant: impl Fn(SystemProperty) -> bool,
+    ) -> bool {
+        self.ops.iter().all(|op| match op {
+            Op::Property(_) | Op::PropertyOrSystem { .. } | Op::Body(_) | Op::PropertyOrBody { .. } => false,
+            Op::System(name) => {
+                vocabulary.name_at(*name).and_then(PropertyName::system).is_some_and(&constant)
+            }
+            _ => true,
+        })
     }
 
     /// Does it ask for application properties?

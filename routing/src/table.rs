@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use crate::bits::BitSet;
 use crate::check::{Checked, check};
 use crate::diagnostic::{Category, Diagnostic, Fault, Span, Stage};
 use crate::limits::ROUTES_MAX;
-use crate::message::MessageView;
-use crate::plan::{Plan, PlanScratch, PlannedRoute};
+use crate::message::{MessageView, SystemProperty};
+use crate::plan::{Plan, PlanScratch, PlannedRoute, Start};
 use crate::route::{Sink, resolve_sink};
 use crate::source::{FoldedPath, MessageRejected, MessageSource, pattern_path};
 use crate::syntax::parse_route;
@@ -95,8 +94,7 @@ pub struct Candidates {
     path: FoldedPath,
     /// By endpoint, then by priority, then by name: the first that matches wins its endpoint.
     routes: SmallVec<[RouteIndex; 8]>,
-    /// Their ranks, without those that can never win.
-    set: BitSet,
+    start: Start,
 }
 
 impl Candidates {
@@ -293,14 +291,31 @@ impl RouteTable {
         Ok(self.covering(FoldedPath::new(&source.path()?)))
     }
 
+    /// The same, for messages whose system properties in `constant` are all those of `message`: what conditions say of
+    /// these alone is answered now. Only a name in braces, `{$connectionModuleId}`, is constant: without them an
+    /// application property of that name comes first.
+    ///
+    /// # Errors
+    /// Those of [`RouteTable::candidates`].
+    pub fn candidates_for<M: MessageView + ?Sized>(
+        &self,
+        source: &MessageSource<'_>,
+        constant: &[SystemProperty],
+        message: &M,
+    ) -> Result<Candidates, MessageRejected> {
+        let mut candidates = self.candidates(source)?;
+        self.plan.fold(&mut candidates.start, message, |property| constant.contains(&property));
+        Ok(candidates)
+    }
+
     fn covering(&self, path: FoldedPath) -> Candidates {
         let matching = self.routes.iter().enumerate().filter(|(_, route)| route.source.covers(&path));
         let mut found: Vec<_> =
             matching.map(|(index, route)| (route.rank, RouteIndex(index as u32))).collect();
         found.sort_unstable();
-        let set = self.plan.set(found.iter().map(|(rank, _)| *rank));
+        let start = self.plan.start(found.iter().map(|(rank, _)| *rank));
         let routes = found.into_iter().map(|(_, route)| route).collect();
-        Candidates { generation: self.generation, path, routes, set }
+        Candidates { generation: self.generation, path, routes, start }
     }
 
     /// Decides where `message` goes, into `decision`.
@@ -326,7 +341,7 @@ impl RouteTable {
         };
         let Decision { targets, undefined, scratch } = decision;
         targets.clear();
-        *undefined = self.plan.decide(&candidates.set, message, scratch, |target| targets.push(target));
+        *undefined = self.plan.decide(&candidates.start, message, scratch, |target| targets.push(target));
     }
 }
 

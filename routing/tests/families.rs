@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use edgehub_routing::{
     Condition, DEFAULT_PRIORITY, Decision, MessageSource, MessageView, PropertyName, RouteSpec, RouteTable,
-    Text, Truth,
+    SystemProperty, Text, Truth,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -36,6 +36,7 @@ impl MessageView for Message {
             "CONTENTTYPE" if self.content_type => Text::Text("application/json"),
             "CONTENTENCODING" => Text::Text("utf-8"),
             "SITE" => Text::Text("b"),
+            "CONNECTIONDEVICEID" => Text::Text("a"),
             _ => Text::Undefined,
         }
     }
@@ -55,7 +56,7 @@ impl MessageView for Message {
     }
 }
 
-const NAMES: [&str; 8] = ["a", "A", "b", "é", "É", "n", "$site", "$body.x"];
+const NAMES: [&str; 9] = ["$connectionDeviceId", "a", "A", "b", "é", "É", "n", "$site", "$body.x"];
 
 const VALUES: [&str; 15] = [
     "",
@@ -104,7 +105,20 @@ fn message() -> impl Strategy<Value = Message> {
 
 /// A subject, and a literal that it may be compared with.
 fn comparison() -> impl Strategy<Value = String> {
-    let texts = ["a", "A", "é", "$site", "{$site}", "lower(a)", "(a || b)", "(a ?? 'b')", "substring(a, 0)"];
+    let texts = [
+        "a",
+        "A",
+        "é",
+        "$site",
+        "{$site}",
+        "{$connectionDeviceId}",
+        "lower({$connectionDeviceId})",
+        "{$modelId}",
+        "lower(a)",
+        "(a || b)",
+        "(a ?? 'b')",
+        "substring(a, 0)",
+    ];
     let numbers =
         ["as_number(n)", "length(a)", "(as_number(n) + 0)", "(- as_number(n))", "abs($body.x)", "3"];
     let bodies =
@@ -224,16 +238,24 @@ fn compare(routes: &[Route], messages: &[Message]) -> Result<(), TestCaseError> 
     let compile = |text: &str| Condition::compile(text).expect("it compiles in its route, too");
     let alone: HashMap<&str, Condition> =
         routes.iter().map(|(_, route)| (&*route.condition, compile(&route.condition))).collect();
-    let candidates = table.candidates(&MessageSource::Device).expect("a device has a path");
+    let plain = table.candidates(&MessageSource::Device).expect("a device has a path");
+    let constant = [SystemProperty::ConnectionDeviceId, SystemProperty::ModelId];
+    let source = MessageSource::Device;
+    let folded = table.candidates_for(&source, &constant, &messages[0]).expect("a device has a path");
     // One for all messages, so that what one leaves behind would be seen by the next.
     let mut decision = Decision::new();
     for message in messages {
-        table.decide(&candidates, message, &mut decision);
-        let names = decision.targets.iter().filter_map(|target| table.route_name(target.route));
-        let mut found: Vec<String> = names.map(str::to_owned).collect();
-        found.sort();
+        let mut decide = |candidates| {
+            table.decide(candidates, message, &mut decision);
+            let names = decision.targets.iter().filter_map(|target| table.route_name(target.route));
+            let mut found: Vec<String> = names.map(str::to_owned).collect();
+            found.sort();
+            (found, decision.undefined)
+        };
+        let found = decide(&plain);
+        prop_assert_eq!(&decide(&folded), &found, "with constants, {:?}\n{:#?}", message, routes);
         let (winners, undefined) = expected(&routes, |condition| alone[condition].evaluate(message));
-        prop_assert_eq!((found, decision.undefined), (winners, undefined), "{:?}\n{:#?}", message, routes);
+        prop_assert_eq!(found, (winners, undefined), "{:?}\n{:#?}", message, routes);
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ impl MessageView for Message {
     }
 
     fn property_at(&self, place: usize) -> Option<(&str, Text<'_>)> {
-        self.properties.get(place).map(|(name, value)| (*name, Text::Text(*value)))
+        self.properties.get(place).map(|(name, value)| (*name, Text::Text(value)))
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
-use edgehub_routing::{Candidates, Decision, MessageSource};
+use edgehub_routing::{Candidates, Decision, MessageSource, SystemProperty as Known};
 use edgehub_storage::{AppendRequest, Commit, Record, Store, StoreError, Target};
 use metrics::{Counter, Histogram, counter, histogram};
 use smallvec::SmallVec;
@@ -29,6 +29,16 @@ use view::View;
 const OUTPUTS_CACHED_MAX: usize = 64;
 
 static REFUSAL_WARNINGS: WarnLimit = WarnLimit::new();
+
+/// System properties that all messages of a connection to one output have in common.
+const CONSTANT: [Known; 5] = [
+    Known::ConnectionDeviceId,
+    Known::ConnectionModuleId,
+    Known::ModelId,
+    Known::EdgeHubOriginInterface,
+    // Last: only if there is an output.
+    Known::OutputName,
+];
 
 /// Decides and stores.
 #[derive(Clone)]
@@ -182,13 +192,17 @@ impl Publisher {
             None => MessageSource::Device,
             Some(module) => MessageSource::Module { module, output: name },
         };
+        let constant = if name.is_some() { &CONSTANT[..] } else { &CONSTANT[..CONSTANT.len() - 1] };
         let label = name.unwrap_or_default().to_owned();
         let id = self.id.to_string();
         self.outputs.push(Output {
             name: name.map(Box::from),
             label: label.as_str().into(),
             // A blank output is refused by `check`; a head that does not ask gets a message without routes.
-            candidates: routing.table().candidates(&source).unwrap_or_default(),
+            candidates: routing
+                .table()
+                .candidates_for(&source, constant, &View::new(message))
+                .unwrap_or_default(),
             received: counter!(
                 "edgehub_messages_received_total", "route_output" => label.clone(), "id" => id.clone()
             ),
@@ -233,5 +247,91 @@ impl From<StoreError> for PublishError {
             StoreError::Full { .. } => PublishError::Full(error.to_string()),
             other => PublishError::Store(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+    use edgehub_routing::{OverflowPolicy, RouteSpec, RouteTable};
+    use edgehub_storage::{StoreOptions, Ttl};
+
+    use super::*;
+    use crate::identity::Identity;
+    use crate::message::{Origin, Properties, PropertyName};
+
+    /// Routes to these inputs, half of them for hot messages only, all with that time to live.
+    fn routing(inputs: &[&str], time_to_live_secs: u32, store: &Store) -> Routing {
+        let texts: Vec<String> = inputs
+            .iter()
+            .enumerate()
+            .map(|(n, input)| {
+                let filter = if n % 2 == 0 { "" } else { "WHERE level = 'hot' AND site <> 'x'" };
+                format!("FROM /messages/* {filter} INTO BrokeredEndpoint(\"/modules/m/inputs/{input}\")")
+            })
+            .collect();
+        let specs = inputs.iter().zip(&texts).map(|(name, text)| RouteSpec {
+            name,
+            text,
+            priority: 0,
+            time_to_live_secs,
+        });
+        let (table, errors) = RouteTable::compile(specs, "edge1");
+        assert!(errors.is_empty());
+        let defaults = RouteDefaults { time_to_live_secs: -1, overflow: OverflowPolicy::RejectNew };
+        Routing::open(table, defaults, |_| None, store).unwrap()
+    }
+
+    #[test]
+    fn while_tables_change_a_message_is_decided_by_one_of_them() {
+        const SWAPS: usize = 500;
+        let store = Store::open(StoreOptions::memory()).unwrap();
+        let tables = [(&["a", "b", "c", "d"][..], 10), (&["b", "d", "e", "f", "a"][..], 20)];
+        let dispatch = Dispatch::new(store.clone());
+        let apply = |at: usize| {
+            let (inputs, secs) = tables[at % tables.len()];
+            dispatch.apply(routing(inputs, secs, &store));
+        };
+        apply(0);
+        let expected = tables.map(|(inputs, secs)| {
+            let queue = |input: &&str| store.queue(&queue_name(&format!("edge1/m/{input}"), 0)).unwrap().id();
+            let ttl = Ttl::Millis(u64::from(secs) * 1_000);
+            let targets = inputs.iter().map(|input| (queue(input), ttl));
+            targets.map(|(queue, ttl)| format!("{queue:?} {ttl:?}")).collect::<BTreeSet<_>>()
+        });
+
+        let identity = Identity::parse("edge1/press").unwrap();
+        let sender = Arc::new(Sender { identity, origin: Origin::Internal, model_id: None });
+        let message = || {
+            let own = [(PropertyName::Application("level"), "hot"), (PropertyName::Application("site"), "n")];
+            Message::new(sender.clone(), Properties::copied_from(own), Bytes::new())
+        };
+        let messages = [message(), message(), message()];
+        let mut publisher = dispatch.publisher(&sender);
+        let mut decided = || {
+            let (request, _) = publisher.decide(&messages);
+            let targets = request.records.iter().map(|record| {
+                let targets = record.targets.iter();
+                targets.map(|target| format!("{:?} {:?}", target.queue, target.ttl)).collect::<BTreeSet<_>>()
+            });
+            let targets: Vec<_> = targets.collect();
+            assert_eq!(targets.len(), messages.len());
+            let table = expected.iter().position(|expected| *expected == targets[0]);
+            let table =
+                table.unwrap_or_else(|| panic!("neither the old nor the new table: {:?}", targets[0]));
+            assert!(targets.iter().all(|own| *own == targets[0]), "one turn, one table");
+            table
+        };
+        assert_eq!(decided(), 0);
+        std::thread::scope(|scope| {
+            let swaps = scope.spawn(|| (0..=SWAPS).for_each(apply));
+            while !swaps.is_finished() {
+                decided();
+            }
+        });
+        apply(1);
+        assert_eq!(decided(), 1);
     }
 }

@@ -4,7 +4,10 @@ use std::cmp::Ordering;
 
 use smallvec::SmallVec;
 
+use crate::bits::BitSet;
 use crate::body::{BodyScratch, Slot};
+use crate::clause::Literal;
+use crate::family::{Comparable, Family};
 use crate::function::Function;
 use crate::message::{MessageView, Text};
 use crate::number;
@@ -38,11 +41,32 @@ pub(crate) struct Scratch {
     body: BodyScratch,
     made: Vec<u8>,
     digits: String,
+    names: Names,
+    /// The values that programs keep for others, each with the number of the message that it belongs to.
+    kept: Vec<(u64, Value<'static>)>,
+    /// Number of the message.
+    message: u64,
 }
+
+/// The properties of a message by the names that a table knows, once they have been gone through.
+#[derive(Debug, Default)]
+struct Names {
+    listed: bool,
+    /// By name: the message that has the property, and the place where it stands there.
+    places: Vec<(u64, u32)>,
+    /// The names that the message has.
+    present: Vec<u32>,
+    folded: String,
+}
+
+/// Of no message.
+const NEVER: u64 = u64::MAX;
 
 impl Scratch {
     /// Forgets the message before.
     pub(crate) fn begin_message(&mut self) {
+        self.message += 1;
+        self.names.listed = false;
         self.body.begin_message(KEPT_BYTES);
         if self.made.capacity() > KEPT_BYTES || self.digits.capacity() > KEPT_BYTES {
             self.made.clear();
@@ -62,21 +86,88 @@ impl Program {
         message: &M,
         scratch: &mut Scratch,
     ) -> Truth {
-        scratch.made.clear();
-        let mut machine = Machine { vocabulary, message, scratch, stack: SmallVec::new() };
-        machine.run(&self.ops);
-        machine.pop().truth()
+        Machine::new(vocabulary, message, scratch).value(self).truth()
     }
 }
 
-struct Machine<'m, 's, M: ?Sized> {
+/// A message, and what is needed to evaluate programs for it.
+pub(crate) struct Machine<'m, 's, M: ?Sized> {
     vocabulary: &'m Vocabulary,
     message: &'m M,
     scratch: &'s mut Scratch,
     stack: SmallVec<[Value<'m>; STACK_INLINE]>,
 }
 
-impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
+impl<'m, 's, M: MessageView + ?Sized> Machine<'m, 's, M> {
+    pub(crate) fn new(vocabulary: &'m Vocabulary, message: &'m M, scratch: &'s mut Scratch) -> Self {
+        Machine { vocabulary, message, scratch, stack: SmallVec::new() }
+    }
+
+    #[inline]
+    fn value(&mut self, program: &Program) -> Value<'m> {
+        // Most subjects are one look-up.
+        match program.ops[..] {
+            [Op::Property(name)] => self.property(name),
+            [Op::PropertyOrBody { property, slot }] => self.property_or_body(property, slot),
+            _ => {
+                self.scratch.made.clear();
+                self.run(&program.ops);
+                self.pop()
+            }
+        }
+    }
+
+    /// The routes whose clause in `family` holds; none if the clauses of all its members are undefined.
+    #[inline]
+    pub(crate) fn holding<'f>(&mut self, family: &'f Family) -> Option<&'f BitSet> {
+        let value = self.value(&family.subject);
+        let comparable = match (family.comparable, &value) {
+            (_, Value::Undefined) => false,
+            (Comparable::Truth, value) => matches!(value, Value::Bool(_)),
+            (Comparable::Typed, value) => match value {
+                Value::Number(number) => !number.is_nan(),
+                Value::Text(_) | Value::Bool(_) => true,
+                Value::Undefined | Value::Null { .. } | Value::NullText => false,
+            },
+            (Comparable::Body, _) => true,
+        };
+        if comparable { family.holding(|literal| self.order_to(&value, literal)) } else { None }
+    }
+
+    /// The order of a body value and a literal; it is that of values of one type, too.
+    #[inline]
+    fn order_to(&self, value: &Value<'m>, literal: &Literal) -> Ordering {
+        match (value, literal) {
+            (Value::Bool(own), Literal::Bool(literal)) => own.cmp(literal),
+            (Value::Number(own), Literal::Number(literal)) => order_of_body_numbers(*own, *literal),
+            (Value::Text(own), Literal::Text(literal)) => text::compare(self.bytes(own), literal),
+            (Value::NullText, Literal::Text(_)) => Ordering::Less,
+            _ => value.rank().cmp(&Some(literal.rank())),
+        }
+    }
+
+    /// Goes through the properties of the message, to find those that have a name in the vocabulary; gives their names.
+    /// None if the message does not let itself be gone through.
+    pub(crate) fn list_properties(&mut self) -> Option<&[u32]> {
+        let places = self.message.property_places()?;
+        let Scratch { names, message: now, .. } = &mut *self.scratch;
+        names.places.resize(self.vocabulary.names().max(names.places.len()), (NEVER, 0));
+        names.present.clear();
+        names.listed = true;
+        for place in 0..places {
+            let Some((name, _)) = self.message.property_at(place) else { continue };
+            names.folded.clear();
+            fold_into(&mut names.folded, name);
+            let Some(name) = self.vocabulary.name_of(&names.folded) else { continue };
+            // Of several the first counts.
+            if let Some(known) = names.places.get_mut(name as usize).filter(|(message, _)| message != now) {
+                *known = (*now, place as u32);
+                names.present.push(name);
+            }
+        }
+        Some(&names.present)
+    }
+
     fn run(&mut self, ops: &[Op]) {
         let mut at = 0;
         while let Some(op) = ops.get(at) {
@@ -102,6 +193,17 @@ impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
                     }
                     continue;
                 }
+                Op::Recall(kept, target) => match self.scratch.kept.get(kept as usize) {
+                    Some((message, value)) if *message == self.scratch.message => {
+                        at = target as usize;
+                        *value
+                    }
+                    _ => continue,
+                },
+                Op::Keep(kept) => {
+                    self.keep(kept);
+                    continue;
+                }
                 Op::Number(number) => Value::Number(number),
                 Op::Literal(slot) => Value::Text(TextPlace::Borrowed(self.vocabulary.literal_at(slot))),
                 Op::Bool(value) => Value::Bool(value),
@@ -114,10 +216,7 @@ impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
                     value => value,
                 },
                 Op::Body(slot) => self.body(slot),
-                Op::PropertyOrBody { property, slot } => match self.property(property) {
-                    Value::Undefined => self.body(slot),
-                    value => value,
-                },
+                Op::PropertyOrBody { property, slot } => self.property_or_body(property, slot),
                 Op::ToBody => match self.pop() {
                     Value::Number(number) if number.is_nan() => Value::Undefined,
                     value => value,
@@ -206,7 +305,36 @@ impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
         (self.pop(), right)
     }
 
+    /// Keeps the value on the stack, unless it is a text that is gone when the program ends.
+    fn keep(&mut self, number: u32) {
+        let value = match self.stack.last() {
+            Some(Value::Undefined) | None => Value::Undefined,
+            Some(Value::Null { absent }) => Value::Null { absent: *absent },
+            Some(Value::Bool(value)) => Value::Bool(*value),
+            Some(Value::Number(number)) => Value::Number(*number),
+            Some(Value::NullText) => Value::NullText,
+            Some(Value::Text(TextPlace::Body(text))) => Value::Text(TextPlace::Body(*text)),
+            Some(Value::Text(TextPlace::Borrowed(_) | TextPlace::Made { .. })) => return,
+        };
+        let (number, kept) = (number as usize, &mut self.scratch.kept);
+        if kept.len() <= number {
+            kept.resize(number + 1, (NEVER, Value::Undefined));
+        }
+        if let Some(place) = kept.get_mut(number) {
+            *place = (self.scratch.message, value);
+        }
+    }
+
     fn property(&self, name: u32) -> Value<'m> {
+        if self.scratch.names.listed {
+            return match self.scratch.names.places.get(name as usize) {
+                Some((message, place)) if *message == self.scratch.message => self
+                    .message
+                    .property_at(*place as usize)
+                    .map_or(Value::Undefined, |(_, value)| of_text(value)),
+                _ => Value::Undefined,
+            };
+        }
         self.vocabulary.name_at(name).map_or(Value::Undefined, |name| of_text(self.message.property(name)))
     }
 
@@ -227,6 +355,13 @@ impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
         }
     }
 
+    fn property_or_body(&mut self, property: u32, slot: u32) -> Value<'m> {
+        match self.property(property) {
+            Value::Undefined => self.body(slot),
+            value => value,
+        }
+    }
+
     fn bytes(&self, place: &TextPlace<'m>) -> &[u8] {
         match *place {
             TextPlace::Borrowed(bytes) => bytes,
@@ -237,14 +372,7 @@ impl<'m, M: MessageView + ?Sized> Machine<'m, '_, M> {
 
     /// The order of two body values: boolean, number, text, null.
     fn order(&self, left: &Value<'m>, right: &Value<'m>) -> Option<Ordering> {
-        let rank = |value: &Value<'_>| match value {
-            Value::Undefined => None,
-            Value::Bool(_) => Some(0),
-            Value::Number(_) => Some(1),
-            Value::NullText | Value::Text(_) => Some(2),
-            Value::Null { .. } => Some(3),
-        };
-        let ranks = (rank(left)?, rank(right)?);
+        let ranks = (left.rank()?, right.rank()?);
         Some(match (left, right) {
             (Value::Bool(left), Value::Bool(right)) => left.cmp(right),
             (Value::Number(left), Value::Number(right)) => order_of_body_numbers(*left, *right),
@@ -414,6 +542,16 @@ fn push_made(made: &mut Vec<u8>, start: usize, from: usize, end: usize) {
         return text::push_text(made, start, &copy);
     }
     made.extend_from_within(from..end);
+}
+
+/// Appends `name`, its case folded away.
+fn fold_into(folded: &mut String, name: &str) {
+    if name.is_ascii() {
+        folded.push_str(name);
+        folded.make_ascii_uppercase();
+    } else {
+        folded.extend(name.chars().map(text::fold));
+    }
 }
 
 fn of_text(text: Text<'_>) -> Value<'_> {

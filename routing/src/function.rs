@@ -4,7 +4,7 @@ use crate::check::Type;
 use crate::text::equal_names;
 
 /// A function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Function {
     Abs,
     Ceiling,

@@ -4,11 +4,13 @@
 //! included, is that of the IoT Edge hub: what runs there runs here, with the same result.
 //!
 //! ```text
-//! text ─lexer─▶ tokens ─parens, grammar─▶ syntax tree ─check─▶ typed tree ─program─▶ table ─decide─▶ decision
+//! text ─lexer─▶ tokens ─parens, grammar─▶ syntax tree ─check─▶ typed tree ─clause, family─▶ table ─plan─▶ decision
 //! ```
 //!
 //! - Routes compile once, each on its own, to an immutable [`RouteTable`]. Errors are [`Diagnostic`]s with line and column.
-//! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`].
+//! - The routes whose source matches a sender are looked up once per sender and output: [`RouteTable::candidates`], or
+//!   [`RouteTable::candidates_for`] with what is the same for all messages of the sender.
+//! - All routes of a table are decided together: what they compare one value with is answered by one look-up.
 //! - [`RouteTable::decide`] gives a message its targets. It takes no lock and does no I/O; its memory is the caller's
 //!   [`Decision`], which is reused. The body is read once per message, for all routes, and only if a condition asks.
 //! - [`lint`] finds what compiles but is hardly meant; [`explain`] gives the value of every part of a condition for one
@@ -63,13 +65,17 @@
 //! # Ok::<(), edgehub_routing::MessageRejected>(())
 //! ```
 
+mod bits;
 mod body;
 mod check;
+mod clause;
 mod condition;
 mod config;
 mod diagnostic;
 mod evaluate;
 mod explain;
+mod expression;
+mod family;
 mod function;
 mod lexer;
 pub mod limits;
@@ -77,6 +83,7 @@ mod lint;
 mod message;
 mod number;
 mod parens;
+mod plan;
 mod program;
 mod render;
 mod route;

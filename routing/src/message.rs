@@ -84,4 +84,18 @@ pub trait MessageView {
 
     /// The bytes of the body.
     fn body(&self) -> &[u8];
+
+    /// How many places [`property_at`](MessageView::property_at) can be asked for; none if it cannot be asked at all.
+    ///
+    /// A table that knows many names then goes through the properties of the message once, instead of asking for each
+    /// name. A view that implements one of the two has to implement both.
+    fn property_places(&self) -> Option<usize> {
+        None
+    }
+
+    /// The application property at that place, counted from 0 in the order of the message; none if something else stands
+    /// there. To be answered without a search.
+    fn property_at(&self, _place: usize) -> Option<(&str, Text<'_>)> {
+        None
+    }
 }

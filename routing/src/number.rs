@@ -5,6 +5,9 @@
 /// Signs, a currency sign, grouping commas and parentheses for negative numbers are accepted as the reference does.
 /// `digits` is a buffer for the number without them.
 pub(crate) fn parse(text: &[u8], digits: &mut String) -> Option<f64> {
+    if let Some(whole) = whole(text) {
+        return Some(whole);
+    }
     digits.clear();
     let mut reader =
         Reader { rest: text, signed: false, negative: false, parenthesis: false, currency: false };
@@ -12,6 +15,15 @@ pub(crate) fn parse(text: &[u8], digits: &mut String) -> Option<f64> {
         Some(magnitude) => Some(if reader.negative { -magnitude } else { magnitude }),
         None => infinity(text),
     }
+}
+
+/// The value of a text of digits only, if a double holds all such numbers exactly.
+fn whole(text: &[u8]) -> Option<f64> {
+    const EXACT_DIGITS: usize = 15;
+    if text.is_empty() || text.len() > EXACT_DIGITS || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(text.iter().fold(0_u64, |value, digit| value * 10 + u64::from(digit - b'0')) as f64)
 }
 
 struct Reader<'t> {
@@ -156,6 +168,10 @@ mod tests {
         for (text, expected) in [
             ("  42\t", Some(42.0)),
             ("7-", Some(-7.0)),
+            ("0", Some(0.0)),
+            ("000000000000007", Some(7.0)),
+            ("999999999999999", Some(999_999_999_999_999.0)),
+            ("9007199254740993", Some(9_007_199_254_740_992.0)),
             ("(3)", Some(-3.0)),
             ("(3 )", Some(-3.0)),
             ("1,2,5,0.5", Some(1250.5)),

@@ -1,19 +1,21 @@
-//! Owns the program of a condition: the checked tree as a flat list of operations on a stack, names and paths shared by
-//! all conditions of a table.
+//! Owns the program of an expression: the checked tree as a flat list of operations on a stack, names and paths shared by
+//! all programs of a table. A value that several programs need is kept by the first of them that a message lets run.
 
 use std::collections::HashMap;
+
+use ahash::RandomState;
 
 use crate::body::BodyPaths;
 use crate::check::{Checked, CheckedNode, Operation, Type};
 use crate::function::Function;
-use crate::message::PropertyName;
+use crate::message::{PropertyName, SystemProperty};
 use crate::syntax::BinaryOperator;
 
 /// What the programs of one table have in common.
 #[derive(Debug, Default)]
 pub(crate) struct Vocabulary {
     names: Vec<PropertyName>,
-    name_slots: HashMap<Box<str>, u32>,
+    name_slots: HashMap<Box<str>, u32, RandomState>,
     literals: Vec<Box<[u8]>>,
     literal_slots: HashMap<Box<[u8]>, u32>,
     pub(crate) paths: BodyPaths,
@@ -41,6 +43,16 @@ impl Vocabulary {
         slot
     }
 
+    /// How many names there are.
+    pub(crate) fn names(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The number of the name that is `folded` when its case is folded away.
+    pub(crate) fn name_of(&self, folded: &str) -> Option<u32> {
+        self.name_slots.get(folded).copied()
+    }
+
     pub(crate) fn name_at(&self, slot: u32) -> Option<&PropertyName> {
         self.names.get(slot as usize)
     }
@@ -59,6 +71,40 @@ pub(crate) enum Comparison {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
+}
+
+impl Comparison {
+    /// The comparison that an operator is.
+    pub(crate) fn of(operator: BinaryOperator) -> Option<Comparison> {
+        match operator {
+            BinaryOperator::Equal => Some(Comparison::Equal),
+            BinaryOperator::NotEqual => Some(Comparison::NotEqual),
+            BinaryOperator::Less => Some(Comparison::Less),
+            BinaryOperator::LessOrEqual => Some(Comparison::LessOrEqual),
+            BinaryOperator::Greater => Some(Comparison::Greater),
+            BinaryOperator::GreaterOrEqual => Some(Comparison::GreaterOrEqual),
+            BinaryOperator::Multiply
+            | BinaryOperator::Divide
+            | BinaryOperator::Remainder
+            | BinaryOperator::Add
+            | BinaryOperator::Subtract
+            | BinaryOperator::Concat
+            | BinaryOperator::And
+            | BinaryOperator::Or
+            | BinaryOperator::Coalesce => None,
+        }
+    }
+
+    /// The same comparison with its sides exchanged.
+    pub(crate) fn mirrored(self) -> Comparison {
+        match self {
+            Comparison::Equal | Comparison::NotEqual => self,
+            Comparison::Less => Comparison::Greater,
+            Comparison::LessOrEqual => Comparison::GreaterOrEqual,
+            Comparison::Greater => Comparison::Less,
+            Comparison::GreaterOrEqual => Comparison::LessOrEqual,
+        }
+    }
 }
 
 /// The five kinds of arithmetic.
@@ -125,6 +171,10 @@ pub(crate) enum Op {
     IsNullBody,
     /// A function of that many texts or numbers.
     Call(Function, u32),
+    /// Goes on at that operation, with the value of that number, if it is kept for this message.
+    Recall(u32, u32),
+    /// Keeps the value on the stack under that number, for this message.
+    Keep(u32),
 }
 
 /// A condition, ready to be evaluated.
@@ -136,6 +186,8 @@ pub(crate) struct Program {
 /// What is still to be done while a tree is turned into operations.
 enum Work {
     Node(usize),
+    /// A node, even if its value is one that is kept.
+    Compute(usize),
     Emit(Op),
     /// Emits a jump whose target is not known yet.
     Jump(Op),
@@ -146,24 +198,75 @@ enum Work {
 impl Program {
     /// The program of a tree; names, literals and paths are added to `vocabulary`.
     pub(crate) fn new(checked: &Checked, vocabulary: &mut Vocabulary) -> Program {
-        let mut compiler = Compiler { nodes: &checked.nodes, vocabulary, ops: Vec::new(), jumps: Vec::new() };
-        match checked.nodes.last().map(|root| root.result) {
-            Some(Type::Bool | Type::Body) => compiler.compile(checked.nodes.len() - 1),
-            Some(Type::Null) => compiler.ops.push(Op::Bool(false)),
-            Some(Type::Number | Type::Text | Type::Undefined) | None => compiler.ops.push(Op::Undefined),
+        match checked.nodes.len().checked_sub(1) {
+            Some(root) => Program::of_truth(checked, root, &[], vocabulary),
+            None => Program { ops: vec![Op::Undefined] },
         }
+    }
+
+    /// The program that gives the truth of the node at `at` as that of a whole condition. See [`Program::of_value`].
+    pub(crate) fn of_truth(
+        checked: &Checked,
+        at: usize,
+        kept: &[Option<u32>],
+        vocabulary: &mut Vocabulary,
+    ) -> Program {
+        match checked.nodes.get(at).map(|node| node.result) {
+            Some(Type::Bool | Type::Body) => Program::of_value(checked, at, kept, vocabulary),
+            Some(Type::Null) => Program { ops: vec![Op::Bool(false)] },
+            Some(Type::Number | Type::Text | Type::Undefined) | None => Program { ops: vec![Op::Undefined] },
+        }
+    }
+
+    /// The program that gives the value of the node at `at`. The nodes that have a number in `kept` share their values
+    /// with all programs in which they have the same.
+    pub(crate) fn of_value(
+        checked: &Checked,
+        at: usize,
+        kept: &[Option<u32>],
+        vocabulary: &mut Vocabulary,
+    ) -> Program {
+        let (ops, jumps) = (Vec::new(), Vec::new());
+        let mut compiler = Compiler { nodes: &checked.nodes, kept, vocabulary, ops, jumps };
+        compiler.compile(at);
         compiler.ops.shrink_to_fit();
         Program { ops: compiler.ops }
     }
 
-    /// Is it true for every message?
-    pub(crate) fn is_true(&self) -> bool {
-        matches!(self.ops[..], [Op::Bool(true)])
+    /// Does it ask for nothing of a message but system properties for which `constant` is true?
+    pub(crate) fn is_constant(
+        &self,
+        vocabulary: &Vocabulary,
+        constant: impl Fn(SystemProperty) -> bool,
+    ) -> bool {
+        self.ops.iter().all(|op| match op {
+            Op::Property(_) | Op::PropertyOrSystem { .. } | Op::Body(_) | Op::PropertyOrBody { .. } => false,
+            Op::System(name) => {
+                vocabulary.name_at(*name).and_then(PropertyName::system).is_some_and(&constant)
+            }
+            _ => true,
+        })
+    }
+
+    /// Does it ask for application properties?
+    pub(crate) fn asks_properties(&self) -> bool {
+        let asks =
+            |op: &Op| matches!(op, Op::Property(_) | Op::PropertyOrSystem { .. } | Op::PropertyOrBody { .. });
+        self.ops.iter().any(asks)
+    }
+
+    /// The name, if the program does nothing but give the value of that application property.
+    pub(crate) fn property(&self) -> Option<u32> {
+        match self.ops[..] {
+            [Op::Property(name)] => Some(name),
+            _ => None,
+        }
     }
 }
 
 struct Compiler<'t> {
     nodes: &'t [CheckedNode],
+    kept: &'t [Option<u32>],
     vocabulary: &'t mut Vocabulary,
     ops: Vec<Op>,
     /// Jumps without target.
@@ -176,7 +279,16 @@ impl Compiler<'_> {
         let mut work = vec![Work::Node(root)];
         while let Some(next) = work.pop() {
             match next {
-                Work::Node(node) => self.node(node, &mut work),
+                Work::Node(node) => match self.kept.get(node).copied().flatten() {
+                    Some(kept) => work.extend([
+                        Work::Land,
+                        Work::Emit(Op::Keep(kept)),
+                        Work::Compute(node),
+                        Work::Jump(Op::Recall(kept, 0)),
+                    ]),
+                    None => self.node(node, &mut work),
+                },
+                Work::Compute(node) => self.node(node, &mut work),
                 Work::Emit(op) => self.ops.push(op),
                 Work::Jump(op) => {
                     self.jumps.push(self.ops.len());
@@ -186,7 +298,10 @@ impl Compiler<'_> {
                     let here = self.ops.len() as u32;
                     let jump = self.jumps.pop().and_then(|jump| self.ops.get_mut(jump));
                     if let Some(
-                        Op::JumpIf(_, target) | Op::JumpIfDefined(target) | Op::JumpIfNumber(target),
+                        Op::JumpIf(_, target)
+                        | Op::JumpIfDefined(target)
+                        | Op::JumpIfNumber(target)
+                        | Op::Recall(_, target),
                     ) = jump
                     {
                         *target = here;
@@ -248,13 +363,14 @@ impl Compiler<'_> {
             BinaryOperator::Add => arithmetic(Arithmetic::Add),
             BinaryOperator::Subtract => arithmetic(Arithmetic::Subtract),
             BinaryOperator::Concat => Op::Call(Function::Concat, 2),
-            BinaryOperator::Equal => return self.compare(at, Comparison::Equal, types, work),
-            BinaryOperator::NotEqual => return self.compare(at, Comparison::NotEqual, types, work),
-            BinaryOperator::Less => return self.compare(at, Comparison::Less, types, work),
-            BinaryOperator::LessOrEqual => return self.compare(at, Comparison::LessOrEqual, types, work),
-            BinaryOperator::Greater => return self.compare(at, Comparison::Greater, types, work),
-            BinaryOperator::GreaterOrEqual => {
-                return self.compare(at, Comparison::GreaterOrEqual, types, work);
+            BinaryOperator::Equal
+            | BinaryOperator::NotEqual
+            | BinaryOperator::Less
+            | BinaryOperator::LessOrEqual
+            | BinaryOperator::Greater
+            | BinaryOperator::GreaterOrEqual => {
+                let Some(comparison) = Comparison::of(operator) else { return };
+                return self.compare(at, comparison, types, work);
             }
             BinaryOperator::And if body => Op::AndBody,
             BinaryOperator::Or if body => Op::OrBody,

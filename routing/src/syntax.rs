@@ -23,7 +23,7 @@ pub(crate) use mistake::source_comment;
 struct Grammar;
 
 /// The operators between two operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BinaryOperator {
     Multiply,
     Divide,

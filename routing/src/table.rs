@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use crate::check::check;
+use crate::check::{Checked, check};
 use crate::diagnostic::{Category, Diagnostic, Fault, Span, Stage};
-use crate::evaluate::{Scratch, Truth};
 use crate::limits::ROUTES_MAX;
-use crate::message::MessageView;
-use crate::program::{Program, Vocabulary};
+use crate::message::{MessageView, SystemProperty};
+use crate::plan::{Plan, PlanScratch, PlannedRoute, Start};
 use crate::route::{Sink, resolve_sink};
 use crate::source::{FoldedPath, MessageRejected, MessageSource, pattern_path};
 use crate::syntax::parse_route;
@@ -76,8 +75,8 @@ struct CompiledRoute {
     time_to_live_secs: u32,
     endpoint: EndpointIndex,
     source: FoldedPath,
-    /// None: the condition is the literal `true`.
-    condition: Option<Program>,
+    /// Where it stands in the order of decision: by endpoint, then by priority, then by name.
+    rank: usize,
 }
 
 /// Routes compiled together. Immutable.
@@ -85,7 +84,7 @@ pub struct RouteTable {
     generation: u64,
     routes: Vec<CompiledRoute>,
     endpoints: Vec<Endpoint>,
-    vocabulary: Vocabulary,
+    plan: Plan,
 }
 
 /// The routes of one table whose source covers one path; made once per sender and output and then kept.
@@ -95,6 +94,7 @@ pub struct Candidates {
     path: FoldedPath,
     /// By endpoint, then by priority, then by name: the first that matches wins its endpoint.
     routes: SmallVec<[RouteIndex; 8]>,
+    start: Start,
 }
 
 impl Candidates {
@@ -135,7 +135,7 @@ pub struct Decision {
     /// How many conditions that were looked at were undefined. Routes that a better one for the same endpoint has already
     /// beaten are not looked at.
     pub undefined: u32,
-    scratch: Scratch,
+    scratch: PlanScratch,
 }
 
 impl Decision {
@@ -160,7 +160,8 @@ impl RouteTable {
         routes: impl IntoIterator<Item = RouteSpec<'a>>,
         edge_device_id: &str,
     ) -> (RouteTable, Vec<RouteError>) {
-        let mut table = RouteTable { generation: next_generation(), ..RouteTable::empty() };
+        let mut table = RouteTable::empty();
+        let mut compiled_routes: Vec<(CompiledRoute, Option<Checked>)> = Vec::new();
         let mut errors = Vec::new();
         let mut endpoints = HashMap::new();
         for (count, spec) in routes.into_iter().enumerate() {
@@ -171,15 +172,36 @@ impl RouteTable {
                 Err(vec![Fault::without_place(Category::Limit, Stage::Parse, message).locate("", NOWHERE)])
             };
             match compiled {
-                Ok(route) => table.routes.push(route),
+                Ok(route) => compiled_routes.push(route),
                 Err(diagnostics) => errors.push(RouteError { name: spec.name.to_owned(), diagnostics }),
             }
         }
-        table.routes.sort_by(|a, b| text::compare(a.name.as_bytes(), b.name.as_bytes()));
         for endpoint in &mut table.endpoints {
             endpoint.priorities.sort_unstable();
         }
+        compiled_routes.sort_by(|(a, _), (b, _)| text::compare(a.name.as_bytes(), b.name.as_bytes()));
+        table.rank(compiled_routes);
         (table, errors)
+    }
+
+    /// Takes the routes, which are in the order of their names.
+    fn rank(&mut self, compiled: Vec<(CompiledRoute, Option<Checked>)>) {
+        let (routes, conditions): (Vec<_>, Vec<_>) = compiled.into_iter().unzip();
+        self.routes = routes;
+        let mut ranked: Vec<PlannedRoute> = self
+            .routes
+            .iter()
+            .zip(conditions)
+            .enumerate()
+            .map(|(index, (route, condition))| PlannedRoute { target: route.target(index), condition })
+            .collect();
+        ranked.sort_by_key(|route| (route.target.endpoint, route.target.priority, route.target.route));
+        for (rank, planned) in ranked.iter().enumerate() {
+            if let Some(route) = self.routes.get_mut(planned.target.route.0 as usize) {
+                route.rank = rank;
+            }
+        }
+        self.plan = Plan::new(ranked);
     }
 
     /// The table without routes.
@@ -188,7 +210,7 @@ impl RouteTable {
             generation: next_generation(),
             routes: Vec::new(),
             endpoints: Vec::new(),
-            vocabulary: Vocabulary::default(),
+            plan: Plan::default(),
         }
     }
 
@@ -197,7 +219,7 @@ impl RouteTable {
         spec: &RouteSpec<'_>,
         edge_device_id: &str,
         endpoints: &mut HashMap<Arc<str>, EndpointIndex>,
-    ) -> Result<CompiledRoute, Vec<Diagnostic>> {
+    ) -> Result<(CompiledRoute, Option<Checked>), Vec<Diagnostic>> {
         let locate = |fault: Fault| fault.locate(spec.text, NOWHERE);
         let syntax = parse_route(spec.text).map_err(|fault| vec![locate(fault)])?;
         let sink = resolve_sink(spec.text, &syntax).map_err(|fault| vec![locate(fault)])?;
@@ -207,7 +229,7 @@ impl RouteTable {
                 let checked = check(spec.text, tree).map_err(|faults| {
                     faults.into_iter().map(|fault| fault.locate(spec.text, *span)).collect::<Vec<_>>()
                 })?;
-                Some(Program::new(&checked, &mut self.vocabulary)).filter(|program| !program.is_true())
+                Some(checked)
             }
         };
         let id: Arc<str> = sink.endpoint_id(edge_device_id).into();
@@ -220,14 +242,15 @@ impl RouteTable {
         {
             endpoint.priorities.push(spec.priority);
         }
-        Ok(CompiledRoute {
+        let route = CompiledRoute {
             name: spec.name.into(),
             priority: spec.priority,
             time_to_live_secs: spec.time_to_live_secs,
             endpoint,
             source: FoldedPath::new(&pattern_path(&syntax.pattern)),
-            condition,
-        })
+            rank: 0,
+        };
+        Ok((route, condition))
     }
 
     /// A number that no other table of this process has: caches are keyed by it.
@@ -268,6 +291,23 @@ impl RouteTable {
         Ok(self.covering(FoldedPath::new(&source.path()?)))
     }
 
+    /// The same, for messages whose system properties in `constant` are all those of `message`: what conditions say of
+    /// these alone is answered now. Only a name in braces, `{$connectionModuleId}`, is constant: without them an
+    /// application property of that name comes first.
+    ///
+    /// # Errors
+    /// Those of [`RouteTable::candidates`].
+    pub fn candidates_for<M: MessageView + ?Sized>(
+        &self,
+        source: &MessageSource<'_>,
+        constant: &[SystemProperty],
+        message: &M,
+    ) -> Result<Candidates, MessageRejected> {
+        let mut candidates = self.candidates(source)?;
+        self.plan.fold(&mut candidates.start, message, |property| constant.contains(&property));
+        Ok(candidates)
+    }
+
     /// The routes whose source covers `path`, for tools that know a path but no sender; see [`MessageSource::path`].
     pub fn candidates_at(&self, path: &str) -> Candidates {
         self.covering(FoldedPath::new(path))
@@ -275,12 +315,12 @@ impl RouteTable {
 
     fn covering(&self, path: FoldedPath) -> Candidates {
         let matching = self.routes.iter().enumerate().filter(|(_, route)| route.source.covers(&path));
-        let mut found: Vec<_> = matching
-            .map(|(index, route)| (route.endpoint, route.priority, RouteIndex(index as u32)))
-            .collect();
+        let mut found: Vec<_> =
+            matching.map(|(index, route)| (route.rank, RouteIndex(index as u32))).collect();
         found.sort_unstable();
-        let routes = found.into_iter().map(|(_, _, route)| route).collect();
-        Candidates { generation: self.generation, path, routes }
+        let start = self.plan.start(found.iter().map(|(rank, _)| *rank));
+        let routes = found.into_iter().map(|(_, route)| route).collect();
+        Candidates { generation: self.generation, path, routes, start }
     }
 
     /// Decides where `message` goes, into `decision`.
@@ -304,28 +344,20 @@ impl RouteTable {
             fresh = self.covering(candidates.path.clone());
             &fresh
         };
-        decision.targets.clear();
-        decision.undefined = 0;
-        decision.scratch.begin_message();
-        for index in &candidates.routes {
-            let Some(route) = self.routes.get(index.0 as usize) else { continue };
-            if decision.targets.last().is_some_and(|target| target.endpoint == route.endpoint) {
-                continue;
-            }
-            let truth = match &route.condition {
-                None => Truth::True,
-                Some(program) => program.evaluate(&self.vocabulary, message, &mut decision.scratch),
-            };
-            match truth {
-                Truth::True => decision.targets.push(Target {
-                    endpoint: route.endpoint,
-                    priority: route.priority,
-                    time_to_live_secs: route.time_to_live_secs,
-                    route: *index,
-                }),
-                Truth::False => {}
-                Truth::Undefined => decision.undefined += 1,
-            }
+        let Decision { targets, undefined, scratch } = decision;
+        targets.clear();
+        *undefined = self.plan.decide(&candidates.start, message, scratch, |target| targets.push(target));
+    }
+}
+
+impl CompiledRoute {
+    /// What it leads to, as the route of that number.
+    fn target(&self, index: usize) -> Target {
+        Target {
+            endpoint: self.endpoint,
+            priority: self.priority,
+            time_to_live_secs: self.time_to_live_secs,
+            route: RouteIndex(index as u32),
         }
     }
 }

@@ -45,6 +45,17 @@ impl Value<'_> {
         }
     }
 
+    /// The place of its kind in the order of body values: boolean, number, text, null; none if it is undefined.
+    pub(crate) fn rank(&self) -> Option<u8> {
+        match self {
+            Value::Undefined => None,
+            Value::Bool(_) => Some(0),
+            Value::Number(_) => Some(1),
+            Value::NullText | Value::Text(_) => Some(2),
+            Value::Null { .. } => Some(3),
+        }
+    }
+
     /// The truth value; everything else is undefined.
     pub(crate) fn truth(&self) -> Truth {
         match self {

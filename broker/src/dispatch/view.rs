@@ -65,6 +65,15 @@ impl MessageView for View<'_> {
     fn body(&self) -> &[u8] {
         &self.message.body
     }
+
+    fn property_places(&self) -> Option<usize> {
+        Some(self.message.properties.len())
+    }
+
+    fn property_at(&self, place: usize) -> Option<(&str, Text<'_>)> {
+        let (name, value) = self.message.properties.application_at(place)?;
+        Some((name, text(value)))
+    }
 }
 
 fn present(value: Option<&str>) -> Text<'_> {
@@ -110,5 +119,24 @@ mod tests {
         assert_eq!(text("edgeHubOriginInterface"), "internal");
         assert_eq!(text("edgeMessageId"), message.id.to_string());
         assert_eq!(view.system_property(&PropertyName::new("correlationId")), Text::Undefined);
+    }
+
+    #[test]
+    fn properties_at_their_places_are_those_that_their_names_lead_to() {
+        let identity = Identity::parse("edge1/m").unwrap();
+        let sender = Sender { identity, origin: Origin::Internal, model_id: None };
+        let own = [
+            (Named::Application("level"), "hot"),
+            (Named::System(SystemProperty::ContentType), "application/json"),
+            (Named::Application("site"), "north"),
+        ];
+        let message = Message::new(Arc::new(sender), Properties::copied_from(own), Bytes::new());
+        let view = View::new(&message);
+        let places = 0..view.property_places().unwrap();
+        let found: Vec<_> = places.filter_map(|place| view.property_at(place)).collect();
+        assert_eq!(found, [("level", Text::Text("hot")), ("site", Text::Text("north"))]);
+        for (name, value) in found {
+            assert_eq!(view.property(&PropertyName::new(name)), value);
+        }
     }
 }

@@ -208,6 +208,13 @@ impl Properties {
             .map_or(Value::Absent, |span| self.value(span))
     }
 
+    /// The application property that is the `place`th of all properties, counted from 0; none if a system property
+    /// stands there.
+    pub fn application_at(&self, place: usize) -> Option<(&str, Value<'_>)> {
+        let span = self.spans.get(place).filter(|span| span.system.is_none())?;
+        Some((self.text(span.name_start, span.name_len), self.value(span)))
+    }
+
     /// Bytes of all names and values.
     pub fn size_bytes(&self) -> usize {
         self.spans

@@ -17,7 +17,7 @@ pub(super) enum Scalar<'t> {
     Bool(bool),
     Number(f64),
     /// The text of a number, whose value is not needed by everyone.
-    Digits(&'t str),
+    Digits(&'t [u8]),
     Text(JsonText<'t>),
     Undefined,
 }
@@ -28,6 +28,9 @@ pub(super) trait Visitor<'t> {
     fn begin(&mut self);
     /// The value that is due is an object or an array.
     fn open(&mut self, array: bool);
+    /// Does it matter what is in the container that has just been opened? If not, nothing more need be told of it than
+    /// its end.
+    fn looks_inside(&self) -> bool;
     /// The innermost container ends.
     fn close(&mut self);
     /// The next value is that member of the innermost object.
@@ -42,6 +45,11 @@ pub(super) enum Refusal {
     Malformed,
     /// In every dialect.
     TooDeep,
+}
+
+/// The value of the bytes of a JSON number.
+pub(super) fn number_of(digits: &[u8]) -> f64 {
+    std::str::from_utf8(digits).map_or(f64::NAN, number)
 }
 
 /// The value of a JSON number; a whole number has no negative zero.

@@ -1,8 +1,9 @@
 //! Owns the paths of a table, merged into a tree: one pass over a body finds the values of all of them.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use super::json::{JsonText, Scalar, Visitor, number, unescape};
+use super::json::{JsonText, Scalar, Visitor, number_of, unescape};
 use super::{BodyPath, BodyText, Slot, Step, date};
 use crate::message::PropertyName;
 
@@ -23,11 +24,31 @@ pub(crate) struct BodyPaths {
 /// A place in a document that is on the way to a value that is asked for.
 #[derive(Debug, Default)]
 struct PathNode {
+    /// In the order of [`by_width`].
     members: Vec<(Box<[u8]>, u32)>,
     elements: Vec<(usize, u32)>,
     slot: Option<u32>,
     /// The slots of this node and of all below it.
     reached: Vec<u32>,
+}
+
+impl PathNode {
+    /// Where the member of that name leads, or the place in the list that it would have.
+    #[inline]
+    fn member(&self, name: &[u8]) -> Result<u32, usize> {
+        match &self.members[..] {
+            [(only, node)] if **only == *name => Ok(*node),
+            members => members
+                .binary_search_by(|(known, _)| by_width(known, name))
+                .map(|place| members.get(place).map_or(NOWHERE, |(_, node)| *node)),
+        }
+    }
+}
+
+/// Names by their width, then by their bytes: most that differ do so in width.
+#[inline]
+fn by_width(left: &[u8], right: &[u8]) -> Ordering {
+    left.len().cmp(&right.len()).then_with(|| left.cmp(right))
 }
 
 const ROOT: u32 = 0;
@@ -72,15 +93,13 @@ impl BodyPaths {
             let Some(node) = self.nodes.get_mut(at as usize) else { return };
             node.reached.push(slot);
             let next = match step {
-                Step::Member(name) => {
-                    match node.members.iter().find(|(known, _)| **known == *name.as_bytes()) {
-                        Some((_, next)) => *next,
-                        None => {
-                            node.members.push((name.as_bytes().into(), new));
-                            new
-                        }
+                Step::Member(name) => match node.member(name.as_bytes()) {
+                    Ok(next) => next,
+                    Err(place) => {
+                        node.members.insert(place, (name.as_bytes().into(), new));
+                        new
                     }
-                }
+                },
                 Step::Element(index) => match node.elements.iter().find(|(known, _)| known == index) {
                     Some((_, next)) => *next,
                     None => {
@@ -198,6 +217,14 @@ impl<'t> Visitor<'t> for Selector<'_> {
     }
 
     #[inline]
+    fn looks_inside(&self) -> bool {
+        let frame = self.frames.last();
+        frame.and_then(|frame| Some((self.paths.node(frame.node)?, frame))).is_some_and(|(node, frame)| {
+            if frame.next.is_some() { !node.elements.is_empty() } else { !node.members.is_empty() }
+        })
+    }
+
+    #[inline]
     fn close(&mut self) {
         self.frames.pop();
     }
@@ -228,9 +255,9 @@ impl<'s> Selector<'s> {
         } else {
             name.raw
         };
-        let found = node.members.iter().find(|(known, _)| **known == *own).map(|(_, node)| *node);
+        let found = node.member(own);
         self.decoded.truncate(start);
-        let Some(found) = found else { return };
+        let Ok(found) = found else { return };
         self.due = found;
         // A member that is repeated takes the place of the one before, with all that was in it.
         for slot in self.paths.node(found).map_or(&[][..], |node| &node.reached) {
@@ -247,7 +274,7 @@ pub(super) fn slot_of(value: Scalar<'_>, decoded: &mut Vec<u8>) -> Slot {
         Scalar::Null => Slot::Null,
         Scalar::Bool(value) => Slot::Bool(value),
         Scalar::Number(value) => Slot::Number(value),
-        Scalar::Digits(digits) => Slot::Number(number(digits)),
+        Scalar::Digits(digits) => Slot::Number(number_of(digits)),
         Scalar::Undefined => Slot::Undefined,
         Scalar::Text(text) => {
             let place = place_of(text, decoded);

@@ -63,6 +63,10 @@ impl<'t> Visitor<'t> for Tape<'_> {
         self.push(if array { TapeValue::Array } else { TapeValue::Object });
     }
 
+    fn looks_inside(&self) -> bool {
+        true
+    }
+
     fn close(&mut self) {
         let end = self.nodes.len() as u32;
         if let Some(node) = self.open.pop().and_then(|open| self.nodes.get_mut(open)) {

@@ -120,8 +120,13 @@ fn of_text(text: &str) -> Document {
             document.problem("route-name", Some(&name), message).position = position;
             name = format!("{name}#{}", number + 1);
         }
-        let spec =
-            OwnedRouteSpec { name, text: statement.text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+        let spec = OwnedRouteSpec {
+            name,
+            text: statement.text,
+            priority: DEFAULT_PRIORITY,
+            time_to_live_secs: 0,
+            overflow: None,
+        };
         document.routes.push(Located { spec, position });
     }
     document

@@ -66,6 +66,7 @@ fn routes(options: &RouteExplainOptions) -> Result<Vec<OwnedRouteSpec>, Failure>
                 text: text.clone(),
                 priority: DEFAULT_PRIORITY,
                 time_to_live_secs: 0,
+                overflow: None,
             },
         });
     }

@@ -56,8 +56,13 @@ pub(super) fn source(file: &File<'_>, vector: &Value) -> Verdict {
     let own = escaped(text(vector, "route")?);
     let refused = |got: String| Refusal::Failed { expected: vector["expect"].to_string(), got };
     let parsed = Route::parse(&own).map_err(|error| refused(error.to_string()))?;
-    let spec =
-        OwnedRouteSpec { name: "r".to_owned(), text: own, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let spec = OwnedRouteSpec {
+        name: "r".to_owned(),
+        text: own,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        overflow: None,
+    };
     let table = compile(&[spec], file.edge_device_id, &vector["expect"])?;
     let matched = !table.candidates_at(&path?).is_empty();
     same(&vector["expect"], &json!({ "sourcePath": parsed.source, "matched": matched }))
@@ -279,6 +284,7 @@ fn specs(routes: &Value) -> Result<Vec<OwnedRouteSpec>, Refusal> {
             text: escaped(own.ok_or_else(|| Refusal::malformed("a route without a text"))?),
             priority: number(value, "priority")?.unwrap_or(DEFAULT_PRIORITY),
             time_to_live_secs: number(value, "timeToLiveSecs")?.unwrap_or_default(),
+            overflow: None,
         })
     };
     match routes {

@@ -1,7 +1,7 @@
 //! Owns who is let in when room is short: which requests are refused, and which queues make room for them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Writer;
 use super::stage::Staged;
@@ -61,8 +61,7 @@ impl Writer {
         if self.has_room(bytes).is_ok() {
             return Ok(());
         }
-        let mut now = Instant::now();
-        if self.measured_at.is_none_or(|at| now.duration_since(at) >= MEASURE_EVERY) {
+        if self.measured_at.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
             self.measure();
         }
         let mut reason = match self.has_room(bytes) {
@@ -85,13 +84,9 @@ impl Writer {
                 return Err(reason);
             }
             reason = match self.has_room(bytes) {
-                Ok(()) => {
-                    tracing::debug!(elapsed = ?now.elapsed(), "made room for a request");
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 Err(reason) => reason,
             };
-            now = Instant::now();
         }
         Err(reason)
     }

@@ -49,15 +49,19 @@
 //!   and not written when the process died is handed out again; with a loss of power at the level
 //!   [`Durability::Sync`], that is what was settled after the last append or [`Store::flush`].
 //! - **Time to live** is bound at the append and judged on the store's own [`clock`], which does not jump.
-//! - **Opening** reads a few rows per queue, however long the queues are. A store that cannot be read is not
-//!   replaced by an empty one; [`OpenError`] says what to do.
+//! - **Opening** reads the write-ahead log (64 MiB at most) and a few rows per queue, however long the queues are.
+//!   What cannot be had for outside reasons is an [`OpenError`] that says what to do.
+//! - **Damage** is never passed over in silence. Damaged files are set aside by renaming, never deleted; all that
+//!   can be read goes on; what cannot is in the ledger as dropped, and in [`Store::damage`]. A log that ends early,
+//!   as a loss of power leaves it, is no damage.
 //! - **Memory** is bounded: the newest entries ([`StoreOptions::ring_bytes_max`]), the caches and write buffers of
 //!   the engine, 128 KiB of settled offsets per queue ([`SETTLE_WINDOW_MAX`]), and what waits for the writer
 //!   (4096 requests, or as many times 4 KiB).
 //!
 //! # Layout
 //!
-//! A database in `<folder>/store/db`, beside a marker of its format, with four families of keys:
+//! A database in `<folder>/store/db`, beside a marker of its format, a lock, and folders `damaged-*` with what was set
+//! aside (16 at most, then the store does not open), with four families of keys:
 //!
 //! | family | key | value |
 //! | --- | --- | --- |
@@ -79,21 +83,26 @@
 //! Locks are held for moments and never across a wait. The state of a queue is the innermost: no other lock is
 //! taken while it is held.
 
+mod audit;
 pub mod clock;
 mod cursor;
+mod damage;
 mod directory;
 mod engine;
 mod error;
 mod hot;
+mod inspect;
 mod intake;
 mod keyed;
 mod ledger;
 mod options;
 mod queue;
 mod reader;
+mod rebuild;
 mod record;
 mod recovery;
 mod registry;
+mod rescue;
 mod rows;
 mod store;
 mod writer;
@@ -101,9 +110,12 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Finding, FindingKind};
 pub use clock::StoreTime;
 pub use cursor::SETTLE_WINDOW_MAX;
+pub use damage::{DAMAGE_LISTED_MAX, Damage, DamageKind, LOST_LISTED_MAX, Lost, LostEntries};
 pub use error::{OpenError, StoreError};
+pub use inspect::{QueueStat, StoreReader, StoreStat, TableStat, repair};
 pub use keyed::{KEY_MAX_BYTES, KeyedChange, KeyedState, Table};
 pub use ledger::{DropReason, HubLedger, Ledger, Outcome, Settlement};
 pub use options::{Backend, Durability, INTERVAL_MAX_MS, StoreOptions};

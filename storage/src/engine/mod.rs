@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+pub(crate) mod wal;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use bytes::Bytes;
 pub(crate) use disk::{DiskBudget, DiskEngine, DiskOpenError, DiskSizes};
 pub(crate) use memory::MemoryEngine;
 
+use crate::damage::DamageLog;
 use crate::error::StoreError;
 
 /// The families of keys, each with its own shape of data.
@@ -54,6 +56,18 @@ impl From<EngineError> for StoreError {
             EngineError::Corrupt(reason) => Self::Damaged { reason: Arc::from(reason) },
         }
     }
+}
+
+/// Takes the rows of a scan that passes over what cannot be read.
+pub(crate) type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), EngineError>;
+
+/// How far a scan came that passes over what cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadableScan {
+    /// How often something was passed over.
+    pub(crate) passed: u64,
+    /// Whether rows could be read again behind each of them.
+    pub(crate) reached_end: bool,
 }
 
 /// What a visitor of a scan wants next.
@@ -101,6 +115,7 @@ impl Value<'_> {
 #[derive(Debug)]
 pub(crate) struct Engine {
     kind: Kind,
+    damage: DamageLog,
     #[cfg(test)]
     failing_writes: std::sync::atomic::AtomicUsize,
 }
@@ -119,19 +134,26 @@ pub(crate) enum Batch {
 
 impl Engine {
     pub(crate) fn disk(engine: DiskEngine) -> Self {
-        Self::new(Kind::Disk(engine))
+        let damage = engine.damage().clone();
+        Self::new(Kind::Disk(engine), damage)
     }
 
     pub(crate) fn memory() -> Self {
-        Self::new(Kind::Memory(MemoryEngine::default()))
+        Self::new(Kind::Memory(MemoryEngine::default()), DamageLog::default())
     }
 
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, damage: DamageLog) -> Self {
         Self {
             kind,
+            damage,
             #[cfg(test)]
             failing_writes: std::sync::atomic::AtomicUsize::new(0),
         }
+    }
+
+    /// What is damaged.
+    pub(crate) fn damage(&self) -> &DamageLog {
+        &self.damage
     }
 
     /// Lets the next writes fail; for tests.
@@ -248,6 +270,25 @@ impl Engine {
             Kind::Memory(engine) => {
                 engine.scan(family, from, to, visit);
                 Ok(())
+            }
+        }
+    }
+
+    /// Visits all rows of a family that can be read, and passes over the rest.
+    pub(crate) fn scan_readable(
+        &self,
+        family: Family,
+        visit: RowVisitor<'_>,
+    ) -> Result<ReadableScan, EngineError> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.scan_readable(family, visit),
+            Kind::Memory(engine) => {
+                let mut result = Ok(());
+                engine.scan(family, &[], None, &mut |key, value| {
+                    result = visit(key, &value.whole());
+                    if result.is_ok() { Visit::Next } else { Visit::Stop }
+                });
+                result.map(|()| ReadableScan { passed: 0, reached_end: true })
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::demo::DemoOptions;
+use crate::store::StoreCommand;
 
 /// The command line. Without a subcommand the hub runs, as a container starts it.
 #[derive(Debug, Parser)]
@@ -31,6 +32,9 @@ pub enum Command {
     /// Makes certificates
     #[command(subcommand)]
     Certificate(CertificateCommand),
+    /// Looks at the store of a stopped hub, checks it, repairs it, exports it
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// Options of `edgehub cloud`.

@@ -29,6 +29,9 @@ pub enum Failure {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] edgehub_storage::OpenError),
+    /// The store of a stopped hub cannot be read.
+    #[error(transparent)]
+    StoreContent(#[from] edgehub_storage::StoreError),
     /// Who the hub is cannot be told.
     #[error("{what} cannot be used: {reason}")]
     Identity {
@@ -58,7 +61,7 @@ pub enum Failure {
 
 impl Failure {
     /// 1: settings, certificates, manifest or command line must be corrected; 2: a port is not to be had;
-    /// 3: the system refused something; 4: the store cannot be opened.
+    /// 3: the system refused something; 4: the store cannot be opened or read.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::CommandLine(_)
@@ -70,7 +73,7 @@ impl Failure {
             | Self::Configuration(_)
             | Self::Cloud(_) => 1,
             Self::Listen(_) => 2,
-            Self::Store(_) => 4,
+            Self::Store(_) | Self::StoreContent(_) => 4,
             Self::System { .. } => 3,
         })
     }

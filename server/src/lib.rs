@@ -15,3 +15,4 @@ pub mod metrics;
 pub mod pages;
 pub mod run;
 pub mod settings;
+pub mod store;

@@ -24,6 +24,7 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Run(options)) => edgehub::run::run(&options)?,
         Some(Command::Cloud(options)) => edgehub::cloud::execute(&options)?,
         Some(Command::Demo(options)) => return Ok(edgehub::demo::run(&options)),
+        Some(Command::Store(command)) => return edgehub::store::execute(&command),
         Some(Command::Certificate(CertificateCommand::CreateDemo(options))) => create_demo(&options)?,
     }
     Ok(ExitCode::SUCCESS)

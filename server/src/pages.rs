@@ -39,6 +39,9 @@ pub type StatusSource = Box<dyn Fn() -> Value + Send + Sync>;
 /// Sets gauges.
 pub type Observer = Box<dyn Fn() + Send + Sync>;
 
+/// Says what is damaged, one line each.
+pub type DamageSource = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// Whether the hub serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -56,13 +59,20 @@ pub struct Pages {
     health: RwLock<Health>,
     status: RwLock<Option<StatusSource>>,
     observer: RwLock<Option<Observer>>,
+    damage: RwLock<Option<DamageSource>>,
 }
 
 impl Pages {
     /// Pages of a hub that is starting. Without a recorder the metrics page is empty.
     pub fn new(recorder: Option<Recorder>) -> Arc<Self> {
         let health = RwLock::new(Health::Starting("the hub is starting".into()));
-        Arc::new(Self { recorder, health, status: RwLock::new(None), observer: RwLock::new(None) })
+        Arc::new(Self {
+            recorder,
+            health,
+            status: RwLock::new(None),
+            observer: RwLock::new(None),
+            damage: RwLock::new(None),
+        })
     }
 
     /// Says how the hub is from now on.
@@ -79,6 +89,11 @@ impl Pages {
     /// Gives what sets the gauges that are read off the hub; called before the metrics page is made.
     pub fn set_observer(&self, observer: Observer) {
         *self.observer.write() = Some(observer);
+    }
+
+    /// Lets `/healthz` tell of damage. A hub with a damaged store serves all the same.
+    pub fn set_damage(&self, source: DamageSource) {
+        *self.damage.write() = Some(source);
     }
 
     /// Serves the pages until it is dropped, so that they tell of a stop as well. To be run on the control
@@ -161,7 +176,14 @@ impl Pages {
 
     fn health(&self) -> (StatusCode, Value) {
         match &*self.health.read() {
-            Health::Ready => (StatusCode::OK, json!({"status": "ready"})),
+            Health::Ready => {
+                let damage = self.damage.read().as_ref().map(|source| source()).unwrap_or_default();
+                if damage.is_empty() {
+                    (StatusCode::OK, json!({"status": "ready"}))
+                } else {
+                    (StatusCode::OK, json!({"status": "ready", "store_damage": damage}))
+                }
+            }
             Health::Starting(reason) => {
                 (StatusCode::SERVICE_UNAVAILABLE, json!({"status": "starting", "reason": reason}))
             }

@@ -297,7 +297,7 @@ impl QueueAudit {
                 self.cursor = Cursor::restore(offset, std::mem::take(&mut self.pages));
                 self.next = offset;
             }
-            self.built.push(Mark::starting_at(offset));
+            self.built.push(Mark::starting_at(offset.min(self.cursor.prefix())));
         }
         let (logged, expires_at) = match head {
             Some(head) => (head.logged, head.ttl.expires_at(head.accepted_at)),
@@ -367,7 +367,7 @@ impl QueueAudit {
         let tail = self.tail;
         match self.built.last_mut() {
             Some(open) => open.end = tail,
-            None => self.built.push(Mark::starting_at(tail)),
+            None => self.built.push(Mark { end: tail, ..Mark::starting_at(self.cursor.prefix()) }),
         }
     }
 
@@ -387,7 +387,8 @@ impl QueueAudit {
         let open = self.open.clone().unwrap_or_else(|| Mark::starting_at(0));
         let stored: Vec<&Mark> = self.marks.iter().chain([&open]).collect();
         let chained = stored.windows(2).all(|pair| pair[0].end == pair[1].start);
-        let covers = open.end == self.tail && self.first.is_none_or(|first| stored[0].start <= first);
+        let start = self.first.unwrap_or(u64::MAX).min(self.cursor.prefix());
+        let covers = open.end == self.tail && stored[0].start <= start;
         let count = |marks: &mut dyn Iterator<Item = &Mark>| {
             let mut references: AHashMap<u64, u64> = AHashMap::new();
             for (segment, count) in marks.flat_map(|mark| &mark.segments) {

@@ -191,3 +191,154 @@ fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 fn put(engine: &Engine, batch: &mut Batch, key: &[u8], value: &[u8]) {
     engine.put(batch, Family::Meta, key, value, &Bytes::new());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use crate::engine::Visit;
+    use crate::rows::MetaRow;
+    use crate::*;
+
+    use super::*;
+
+    const ENTRIES: u64 = 30;
+
+    /// Two queues with entries of their own and shared ones; some are settled, one out of order.
+    async fn filled() -> Arc<Engine> {
+        let engine = Arc::new(Engine::memory());
+        let store = start(&engine);
+        let queues = ["one", "two"].map(|name| store.queue(name).unwrap());
+        let target = |queue: &Queue| Target { queue: queue.id(), ttl: Ttl::Millis(1 << 40) };
+        for _ in 0..ENTRIES / 2 {
+            let alone = |queue: &Queue| Record {
+                bytes: queue.name().to_owned().into(),
+                targets: [target(queue)].into_iter().collect(),
+            };
+            let mut records: Vec<Record> = queues.iter().map(alone).collect();
+            records.push(Record { bytes: "both".into(), targets: queues.iter().map(target).collect() });
+            store.submit(AppendRequest { records, unrouted: 2 }).await.unwrap().await.unwrap();
+        }
+        let settle = |offset| Settlement { offset: Offset::new(offset), outcome: Outcome::Delivered };
+        queues[0].settle(&(0..7).chain([12]).map(settle).collect::<Vec<_>>());
+        store.flush().await.unwrap();
+        store.close();
+        engine
+    }
+
+    fn start(engine: &Arc<Engine>) -> Store {
+        Store::start(PathBuf::new(), None, Arc::clone(engine), &StoreOptions::memory()).unwrap()
+    }
+
+    fn meta(engine: &Engine) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = Vec::new();
+        let scanned = engine.scan(Family::Meta, &[], None, &mut |key, value| {
+            rows.push((key.to_vec(), value.whole().to_vec()));
+            Visit::Next
+        });
+        scanned.map(|()| rows).unwrap()
+    }
+
+    async fn check(engine: &Arc<Engine>, what: &str) -> Store {
+        let store = start(engine);
+        assert_eq!(store.hub_ledger().gap(), 0, "{what}");
+        for queue in store.queues() {
+            let batch = queue.read(Offset::ZERO, ReadLimit { count: 1000, bytes: 1 << 20 }).await.unwrap();
+            let ledger = queue.ledger();
+            assert_eq!(
+                (ledger.gap(), ledger.queued()),
+                (0, batch.entries.len() as u64),
+                "{what}: {ledger:?}"
+            );
+            assert_eq!((ledger.accepted(), batch.next.get()), (ENTRIES, ENTRIES), "{what}");
+            assert!(ledger.delivered() <= 8, "{what}: {ledger:?}");
+        }
+        store
+    }
+
+    #[tokio::test]
+    async fn any_row_of_the_accounts_may_be_gone_or_garbled() {
+        let rows = meta(&*filled().await);
+        assert!(rows.len() >= 8, "{}", rows.len());
+        for (key, value) in rows {
+            for garbled in [None, Some(vec![0xee; 3]), Some([&value[..], &[1]].concat())] {
+                let what = format!("{:?} {garbled:02x?}", crate::rows::decode_meta(&key, &value));
+                let engine = filled().await;
+                let mut batch = engine.batch(64);
+                match &garbled {
+                    None => engine.delete(&mut batch, Family::Meta, &key),
+                    Some(row) => put(&engine, &mut batch, &key, row),
+                }
+                engine.write(batch, false).unwrap();
+                let before = audit(&engine);
+                let store = check(&engine, &what).await;
+                let name = matches!(crate::rows::decode_meta(&key, &value), Some(MetaRow::Name(..)));
+                let clock = matches!(crate::rows::decode_meta(&key, &value), Some(MetaRow::Clock(_)));
+                if name && garbled.as_ref().is_some_and(|row| row.len() > 3) {
+                    assert!(store.queues().iter().any(|queue| queue.name().ends_with('\u{1}')));
+                    continue;
+                }
+                assert!(clock && garbled.is_none() || before > 0, "{what}");
+                store.close();
+                // The rest is as it was, and a second look finds nothing.
+                recovery::repair(&engine, Path::new("")).unwrap();
+                assert_eq!(audit(&engine), 0, "{what}");
+                check(&engine, &what).await.close();
+            }
+        }
+    }
+
+    fn audit(engine: &Engine) -> usize {
+        crate::audit::audit(engine).unwrap().findings().len()
+    }
+
+    #[tokio::test]
+    async fn a_sound_store_has_no_findings_and_is_not_changed_by_a_repair() {
+        let engine = filled().await;
+        assert_eq!(crate::audit::audit(&engine).unwrap().findings(), []);
+        let before = meta(&engine);
+        recovery::repair(&engine, Path::new("")).unwrap();
+        assert_eq!((meta(&engine), engine.damage().all()), (before, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn lost_entries_and_bodies_are_counted_and_named_and_orphans_go() {
+        let engine = filled().await;
+        let mut batch = engine.batch(64);
+        for offset in [9, 10, 12] {
+            engine.delete(&mut batch, Family::Reference, &rows::reference_key(0, offset));
+        }
+        // A body that both queues take, each at its last offset.
+        let mut last = Vec::new();
+        let scanned = engine.scan(Family::Log, &[], None, &mut |key, _| {
+            last = key.to_vec();
+            Visit::Next
+        });
+        scanned.unwrap();
+        engine.delete(&mut batch, Family::Log, &last);
+        let orphan = rows::log_key(7 << rows::SEGMENT_SHIFT);
+        engine.put(&mut batch, Family::Log, &orphan, &[], &Bytes::from_static(b"nobody's"));
+        let hub = HubRow { next_segment: 9, ..hub(&engine) };
+        put(&engine, &mut batch, &rows::hub_key(), &encoded(|out| rows::encode_hub(&hub, out)));
+        engine.write(batch, false).unwrap();
+
+        recovery::repair(&engine, Path::new("")).unwrap();
+        let damage = engine.damage().all();
+        let named: Vec<String> = damage.iter().map(|damage| damage.lost.to_string()).collect();
+        assert_eq!(named, ["4 entries: one 9-10, one 29, two 29"]);
+        assert_eq!(engine.get(Family::Log, &orphan).unwrap(), None);
+        let store = check(&engine, "entries and bodies").await;
+        let dropped: Vec<u64> =
+            store.queues().iter().map(|queue| queue.ledger().dropped(DropReason::Unreadable)).collect();
+        assert_eq!(dropped, [3, 1]);
+    }
+
+    fn hub(engine: &Engine) -> HubRow {
+        let row = engine.get(Family::Meta, &rows::hub_key()).unwrap().unwrap();
+        match rows::decode_meta(&rows::hub_key(), &row) {
+            Some(MetaRow::Hub(row)) => row,
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -150,6 +150,7 @@ fn read(engine: &Engine, path: &Path) -> Result<Recovered, OpenError> {
     if let Some(key) = unknown {
         return Err(damaged(format!("the row with key {key:02x?} is not understood")));
     }
+    let mut accepted = 0;
     for (id, rows) in queues {
         let Some(name) = rows.name.filter(|_| id as usize == recovered.queues.len()) else {
             return Err(damaged(format!("the name of queue {id}, or of one before it, is missing")));
@@ -161,11 +162,22 @@ fn read(engine: &Engine, path: &Path) -> Result<Recovered, OpenError> {
         if cursor.end() > tail || settled != rows.settle.outcomes.total() {
             return Err(damaged(format!("the ledger of queue {name} does not add up")));
         }
+        let first = rows.marks.first().unwrap_or(&open);
+        let following = rows.marks.iter().skip(1).chain([&open]);
+        let chained = rows.marks.iter().zip(following).all(|(mark, next)| mark.end == next.start);
+        if !chained || first.start > cursor.prefix() {
+            return Err(damaged(format!("the stretches of queue {name} do not follow on each other")));
+        }
+        accepted += tail;
         for (segment, references) in rows.marks.iter().chain([&open]).flat_map(|mark| &mark.segments) {
             *recovered.segments.entry(*segment).or_default() += u64::from(*references);
         }
         let stored = StoredQueue { cursor, outcomes: rows.settle.outcomes, tail, marks: rows.marks };
         recovered.queues.push((name, stored, open));
+    }
+    if recovered.hub.references != accepted {
+        let made = recovered.hub.references;
+        return Err(damaged(format!("{made} entries were made, but the queues accepted {accepted}")));
     }
     Ok(recovered)
 }

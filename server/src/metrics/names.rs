@@ -85,6 +85,7 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_store_limit_bytes", N, "Limit of the store"),
     gauge("edgehub_store_free_bytes", N, "Free space of the store's file system"),
     summary("edgehub_store_write_duration_seconds", N, "Time of a batch commit or fsync"),
+    counter("edgehub_store_damage_total", N, "Damaged parts of the store found since the start, by kind"),
     counter("edgehub_store_errors_total", N, "Failed operations of the store"),
     gauge("edgehub_oldest_message_age_seconds", N, "Age of the head of a queue"),
     gauge("edgehub_upstream_connected", N, "1 while the upstream is connected"),

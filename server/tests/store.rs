@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -143,6 +143,24 @@ fn what_an_operator_must_decide_stops_the_start() {
     let before = snapshot(&reference);
     refused(&hub(&reference).output().unwrap(), &["database of another program", "choose another"]);
     assert_eq!(snapshot(&reference), before);
+}
+
+#[test]
+fn a_folder_without_rights_stops_the_start_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), 3);
+    let path = hub_folder(folder.path());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    // In a user namespace of its own even the superuser has only the rights that the folder gives.
+    let hub = hub(folder.path());
+    let mut command = Command::new("unshare");
+    command.arg("--user").arg(hub.get_program()).args(hub.get_args()).env_clear();
+    command.envs(hub.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().expect("this test needs the program unshare (util-linux)");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.starts_with("unshare:"), "this test needs user namespaces: {text}");
+    refused(&output, &["edgeHub/store", "ermission denied"]);
 }
 
 /// Runs a script in a mount namespace of its own, where a small file system lies over `$1`.

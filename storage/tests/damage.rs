@@ -314,3 +314,91 @@ async fn each_file_of_the_database_may_be_damaged_or_missing() {
         goes_on(folder.path(), store, what).await;
     }
 }
+
+/// What a start does that was interrupted while it dealt with damage: the next one goes on, wherever it was.
+#[tokio::test]
+async fn an_interrupted_rescue_is_finished_by_the_next_start() {
+    type Interrupt = fn(&Path);
+    let cases: [(&str, Interrupt); 4] = [
+        ("a half-made copy", |folder| {
+            fs::create_dir_all(folder.join("store/rescue/db")).unwrap();
+            fs::write(folder.join("store/rescue/db/CURRENT"), "half").unwrap();
+        }),
+        ("a copy that is done, and the original still there", |folder| {
+            fs::create_dir_all(folder.join("store/rescue/db")).unwrap();
+            fs::write(folder.join("store/rescue/DONE"), "").unwrap();
+        }),
+        ("the original set aside, the copy not yet in its place", |folder| {
+            let aside = folder.join("store/damaged-20261121T120000Z");
+            fs::create_dir_all(&aside).unwrap();
+            fs::create_dir_all(folder.join("store/rescue")).unwrap();
+            fs::rename(database(folder), folder.join("store/rescue/db")).unwrap();
+            fs::write(folder.join("store/rescue/DONE"), "").unwrap();
+        }),
+        ("a log set aside, its records not yet written again", |folder| {
+            let aside = folder.join("store/damaged-20261121T120000Z");
+            fs::create_dir_all(&aside).unwrap();
+            let log = largest(folder, ".log");
+            let name = log.file_name().unwrap().to_str().unwrap().to_owned();
+            fs::write(folder.join("store/REPLAY"), format!("damaged-20261121T120000Z\n{name}\n")).unwrap();
+            fs::rename(&log, aside.join(name)).unwrap();
+        }),
+    ];
+    for (what, interrupt) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let tail = filled(folder.path(), 30, 60).await;
+        interrupt(folder.path());
+        let store = open(folder.path()).unwrap();
+        assert_eq!(sound(&store, tail).await, 0, "{what}");
+        assert!(!folder.path().join("store/rescue").exists() && !folder.path().join("store/REPLAY").exists());
+        goes_on(folder.path(), store, what).await;
+    }
+}
+
+#[tokio::test]
+async fn damage_that_compaction_meets_is_told_and_healed_by_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tail = filled(folder.path(), 400, 60).await;
+    flip(&largest(folder.path(), ".sst"), 300);
+    let store = open(folder.path()).unwrap();
+    // Nothing reads; compaction comes with what is written.
+    let mut refused = None;
+    for _ in 0..400 {
+        let queue = store.queue(QUEUES[0]).unwrap();
+        let target = Target { queue: queue.id(), ttl: Ttl::Infinite };
+        let record = Record { bytes: vec![0; 100_000].into(), targets: [target].into_iter().collect() };
+        let request = AppendRequest { records: vec![record], unrouted: 0 };
+        if let Err(error) = store.submit(request).await.unwrap().await {
+            refused = Some(error);
+            break;
+        }
+        tail += 1;
+    }
+    let refused = refused.expect("compaction of a damaged table fails");
+    assert!(matches!(refused, edgehub_storage::StoreError::Damaged { .. }), "{refused:?}");
+    assert_eq!(kinds(&store.damage()), [DamageKind::Table], "{:?}", store.damage());
+    store.close();
+
+    let store = open(folder.path()).unwrap();
+    assert_eq!(kinds(&store.damage()), [DamageKind::Table], "{:?}", store.damage());
+    assert!(store.damage()[0].lost.entries_count > 0);
+    let queue = store.queue(QUEUES[0]).unwrap();
+    assert_eq!((queue.tail().get(), queue.ledger().gap()), (tail, 0));
+    let kept = entries(&queue).await.len() as u64;
+    assert_eq!(kept + queue.ledger().dropped(DropReason::Unreadable) + SETTLED, tail);
+    goes_on(folder.path(), store, "compaction").await;
+}
+
+#[tokio::test]
+async fn damaged_parts_are_never_deleted_and_their_number_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    filled(folder.path(), 3, 3).await;
+    for number in 0..16 {
+        fs::create_dir(folder.path().join(format!("store/damaged-{number}"))).unwrap();
+    }
+    let refused = open(folder.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::DamagedOften { count: 16, .. }), "{refused}");
+    fs::remove_dir(folder.path().join("store/damaged-7")).unwrap();
+    open(folder.path()).unwrap().close();
+    assert_eq!(fs::read_dir(folder.path().join("store")).unwrap().count(), 15 + 3);
+}

@@ -13,6 +13,7 @@ use crate::clock::{ClockRow, StoreTime};
 use crate::cursor::{Cursor, PageBits};
 use crate::engine::{Engine, EngineError, Family};
 use crate::ledger::{Ledger, Outcomes};
+use crate::registry::QUEUES_MAX;
 use crate::rows::{self, HubRow, Mark, MetaRow, ReferenceHead, SettleRow};
 
 /// A stretch that is built anew ends at this many entries ..
@@ -21,6 +22,8 @@ const STRETCH_ENTRIES_MAX: u64 = 10_000;
 const STRETCH_BYTES: u64 = 4 << 20;
 /// .. or segments of the log.
 const STRETCH_SEGMENTS_MAX: usize = 16;
+/// Queues with this id and higher ones are the store's own.
+pub(crate) const QUEUE_IDS_END: u32 = QUEUES_MAX as u32;
 /// Stretches of missing entries that are noted per queue; more of them are found when they are read.
 const MISSING_MAX: usize = 4096;
 
@@ -236,6 +239,10 @@ impl Audit {
         }
         let mut accepted = 0;
         for (index, (id, queue)) in self.queues.iter().enumerate() {
+            if *id >= QUEUE_IDS_END {
+                queue.findings(&mut findings);
+                continue;
+            }
             if *id as usize != index || queue.name.is_none() {
                 findings.add(
                     FindingKind::Name,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use crate::audit::{Audit, QueueAudit};
+use crate::audit::{Audit, QUEUE_IDS_END, QueueAudit};
 use crate::clock::ClockRow;
 use crate::damage::Lost;
 use crate::engine::{Batch, Engine, EngineError, Family};
@@ -36,6 +36,8 @@ pub(crate) fn rebuild(engine: &Engine, audit: Audit) -> Result<Rebuilt, EngineEr
         rebuilt.notes.push(format!("{} rows are not understood", audit.unknown.len()));
     }
     let Audit { hub, clock, mut queues, bodies, newest, .. } = audit;
+    // Ids have no hole. A queue beyond the highest id is the store's own: it has no name and no part in the counters.
+    let own = queues.split_off(&QUEUE_IDS_END);
     let count = queues.keys().next_back().map_or(0, |last| last + 1);
     let mut segments_end = bodies.keys().next_back().map_or(0, |last| last + 1);
     let mut accepted = 0;
@@ -44,6 +46,10 @@ pub(crate) fn rebuild(engine: &Engine, audit: Audit) -> Result<Rebuilt, EngineEr
         accepted += queue.tail;
         let used = queue.built.iter().flat_map(|mark| &mark.segments).map(|(segment, _)| segment + 1).max();
         segments_end = segments_end.max(used.unwrap_or(0));
+        rebuild_queue(engine, &mut batch, id, queue, &mut rebuilt)?;
+    }
+    for (id, mut queue) in own {
+        queue.name = Some(format!("number {id}"));
         rebuild_queue(engine, &mut batch, id, queue, &mut rebuilt)?;
     }
     let mut row = hub.unwrap_or(HubRow { records: accepted, ..HubRow::default() });

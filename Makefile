@@ -6,12 +6,17 @@ VENV := target/venv
 PROGRAM ?= target/debug/edgehub
 # Seconds per fuzz target.
 FUZZ_SECS ?= 60
+# Kills and losses of power per test of `make soak`, cases of the queues' model, and seconds with a full store.
+KILLS ?= 100
+MODEL_CASES ?= 2000
+FULL_SECS ?= 180
 
-.PHONY: help demo test test-rust test-blackbox bench load fuzz setup lint deny doc
+.PHONY: help demo test test-rust test-blackbox soak bench load fuzz setup lint deny doc
 
 help:
 	@echo "make demo    build the program and show it at work"
-	@echo "make test    all tests: unit, property, vector, crash, and black-box with public SDKs"
+	@echo "make test    all tests: unit, property, vector, crash, power loss, and black-box with public SDKs"
+	@echo "make soak    the long forms: KILLS=$(KILLS), MODEL_CASES=$(MODEL_CASES), FULL_SECS=$(FULL_SECS)"
 	@echo "make bench   criterion benchmarks, then the load generator against the built program"
 	@echo "make fuzz    every fuzz target for FUZZ_SECS=$(FUZZ_SECS) seconds (installs cargo-fuzz)"
 	@echo "make lint    format check and clippy      make doc   documentation, warnings are errors"
@@ -35,6 +40,13 @@ test-rust: setup
 test-blackbox: setup $(VENV)/requirements
 	$(CARGO) build --workspace --bins --tests
 	EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests
+
+# A failure prints its seed; EDGEHUB_STORAGE_SEED=seed repeats the work, and the moments of the kills nearly.
+soak: setup $(VENV)/requirements
+	EDGEHUB_STORAGE_KILLS=$(KILLS) $(CARGO) test -p edgehub-storage --test crash --test power -- --nocapture
+	EDGEHUB_MODEL_CASES=$(MODEL_CASES) $(CARGO) test -p edgehub-storage --test model -- --nocapture
+	$(CARGO) build --workspace --bins
+	EDGEHUB_TEST_FULL_SECS=$(FULL_SECS) EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests/test_store_full.py
 
 # The stamp is written last: an interrupted installation is repeated.
 $(VENV)/requirements: tests/requirements.txt | setup

@@ -12,6 +12,7 @@ pub use operate::{
 };
 
 use crate::demo::DemoOptions;
+use crate::store::StoreCommand;
 
 /// The command line. Without a subcommand the hub runs, as a container starts it.
 #[derive(Debug, Parser)]
@@ -48,6 +49,9 @@ pub enum Command {
     /// Looks into the dead letters of a running hub, puts them back or drops them
     #[command(subcommand)]
     Dlq(DeadLettersCommand),
+    /// Looks at the store of a stopped hub, checks it, repairs it, exports it
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// Options of `edgehub cloud`.

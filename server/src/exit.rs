@@ -37,6 +37,9 @@ pub enum Failure {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] edgehub_storage::OpenError),
+    /// The store of a stopped hub cannot be read.
+    #[error(transparent)]
+    StoreContent(#[from] edgehub_storage::StoreError),
     /// Who the hub is cannot be told.
     #[error("{what} cannot be used: {reason}")]
     Identity {
@@ -74,7 +77,8 @@ pub enum Failure {
 
 impl Failure {
     /// 1: settings, certificates, manifest, routes or command line must be corrected; 2: a port or the operator's
-    /// socket is not to be had; 3: the system refused something; 4: the store cannot be opened; 5: no hub is running.
+    /// socket is not to be had; 3: the system refused something; 4: the store cannot be opened or read; 5: no hub is
+    /// running.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::CommandLine(_)
@@ -92,7 +96,7 @@ impl Failure {
             | Self::Admin(
                 AdminError::Forbidden { .. } | AdminError::Timeout { .. } | AdminError::Protocol { .. },
             ) => 3,
-            Self::Store(_) => 4,
+            Self::Store(_) | Self::StoreContent(_) => 4,
             Self::Admin(AdminError::NoHub { .. } | AdminError::SwitchedOff) => 5,
         })
     }

@@ -122,6 +122,11 @@ impl RunningHub {
         &self.hub
     }
 
+    /// The store, for the pages.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Closes the connections, the upstream and the store, in this order. Blocks.
     pub fn stop(self, control: &Handle) {
         control.block_on(self.hub.stop(Duration::from_secs(UPSTREAM_STOP_SECS)));

@@ -17,3 +17,4 @@ pub mod pages;
 pub mod route;
 pub mod run;
 pub mod settings;
+pub mod store;

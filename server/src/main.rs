@@ -28,6 +28,7 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Ledger(options)) => return edgehub::admin::command::ledger(&options),
         Some(Command::Queues(command)) => return edgehub::admin::command::queues(&command),
         Some(Command::Dlq(command)) => return edgehub::admin::command::dead_letters(&command),
+        Some(Command::Store(command)) => return edgehub::store::execute(&command),
         Some(Command::Certificate(CertificateCommand::CreateDemo(options))) => create_demo(&options)?,
     }
     Ok(ExitCode::SUCCESS)

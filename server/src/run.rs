@@ -23,6 +23,7 @@ use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
 use crate::pages::{Health, Pages};
 use crate::settings::{AdminSocket, Notice, Settings, Sources};
+use crate::store;
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
 const CONTROL_THREADS: usize = 1;
@@ -51,15 +52,18 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     info!(address = %pages_listener.address(), "Pages are open");
     let serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
     let running = RunningHub::start(&prepared, control.handle())?;
-    let hub = running.hub().clone();
+    let (hub, stored) = (running.hub().clone(), running.store().clone());
     pages.set_status(Box::new(move || {
         // A status is plain data; it cannot fail to be JSON.
-        serde_json::to_value(hub.status()).unwrap_or_default()
+        store::add_to_status(serde_json::to_value(hub.status()).unwrap_or_default(), &stored)
     }));
-    let hub = running.hub().clone();
-    pages.set_observer(Box::new(move || hub.observe()));
-    let hub = running.hub().clone();
-    pages.set_warnings(Box::new(move || hub.warnings()));
+    let (hub, stored) = (running.hub().clone(), running.store().clone());
+    pages.set_observer(Box::new(move || {
+        hub.observe();
+        store::observe(&stored);
+    }));
+    let (hub, stored) = (running.hub().clone(), running.store().clone());
+    pages.set_warnings(Box::new(move || hub.warnings().into_iter().chain(store::texts(&stored)).collect()));
     let admin = control.block_on(open_admin_socket(&prepared.settings.admin))?;
     let admin = admin.map(|socket| {
         let verbs = Arc::new(Verbs::new(running.hub().clone()));

@@ -25,6 +25,32 @@ pub enum OpenError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// There is a file where a directory should be.
+    #[error("{} is not a directory; move it away, or choose another storage folder", path.display())]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system cannot be written to.
+    #[error("the file system of {} is read-only; mount it for writing, or choose another storage folder", path.display())]
+    ReadOnly {
+        /// The file or directory that was to be written.
+        path: PathBuf,
+    },
+    /// The file system is full.
+    #[error("the file system of {} is full ({reason}); free space, or choose another storage folder", path.display())]
+    Full {
+        /// The file or directory that was to be written.
+        path: PathBuf,
+        /// What the operating system or the engine said.
+        reason: String,
+    },
+    /// Nothing is in the directory; only for what reads a store without creating it.
+    #[error("there is no store in {}; give the folder that the hub uses", path.display())]
+    NotFound {
+        /// The store's directory.
+        path: PathBuf,
+    },
     /// Another process, or another store in this process, has the directory open.
     #[error("the store {} is in use by another process; stop that process, or choose another storage folder", path.display())]
     Locked {
@@ -47,7 +73,15 @@ pub enum OpenError {
         /// The directory with the other program's files.
         path: PathBuf,
     },
-    /// The files are ours, but cannot be understood.
+    /// Damaged parts were set aside so often that something must be wrong with the disk.
+    #[error("the store {} holds {count} damaged parts that were set aside; check the disk, then move the folders damaged-* away", path.display())]
+    DamagedOften {
+        /// The store's directory.
+        path: PathBuf,
+        /// How many parts were set aside.
+        count: usize,
+    },
+    /// The files are ours, but can neither be understood nor set aside.
     #[error("the store {} is damaged: {reason}; keep a copy, then move the directory aside to start empty", path.display())]
     Damaged {
         /// The store's directory.

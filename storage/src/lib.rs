@@ -61,8 +61,11 @@
 //!   the disk is almost full. What is settled gives its room back before anybody is refused. While a compaction runs,
 //!   the directory may be larger by a 16th of the limit, at most 64 MiB. Keyed state is counted, but never refused.
 //!   In memory, keys and values are counted to the byte, and the limit is never passed by an append.
-//! - **Opening** reads a few rows per queue, however long the queues are. A store that cannot be read is not
-//!   replaced by an empty one; [`OpenError`] says what to do.
+//! - **Opening** reads the write-ahead log (64 MiB at most) and a few rows per queue, however long the queues are.
+//!   What cannot be had for outside reasons is an [`OpenError`] that says what to do.
+//! - **Damage** is never passed over in silence. Damaged files are set aside by renaming, never deleted; all that
+//!   can be read goes on; what cannot is in the ledger as dropped, and in [`Store::damage`]. A log that ends early,
+//!   as a loss of power leaves it, is no damage.
 //! - **Memory** is bounded, whatever the number of queues and entries, by one budget
 //!   ([`StoreOptions::memory_budget`]): the newest entries, the cache of blocks, and the write buffers in it. Beside it
 //!   there are, per queue, 128 KiB of settled offsets ([`SETTLE_WINDOW_MAX`]); per stretch about 100 bytes, which is
@@ -71,7 +74,8 @@
 //!
 //! # Layout
 //!
-//! A database in `<folder>/store/db`, beside a marker of its format and a file `RESERVE`, with four families of keys:
+//! A database in `<folder>/store/db`, beside a marker of its format, a lock, a file `RESERVE`, and folders `damaged-*`
+//! with what was set aside (16 at most, then the store does not open), with four families of keys:
 //!
 //! | family | key | value |
 //! | --- | --- | --- |
@@ -97,12 +101,15 @@
 //! Locks are held for moments and never across a wait, but for the one of who compacts. The state of a queue is the innermost: no other lock is
 //! taken while it is held.
 
+mod audit;
 pub mod clock;
 mod cursor;
+mod damage;
 mod directory;
 mod engine;
 mod error;
 mod hot;
+mod inspect;
 mod intake;
 mod keeper;
 mod keyed;
@@ -111,10 +118,12 @@ mod letters;
 mod options;
 mod queue;
 mod reader;
+mod rebuild;
 mod record;
 mod recovery;
 mod registry;
 mod released;
+mod rescue;
 mod rows;
 mod space;
 mod state;
@@ -124,9 +133,12 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Finding, FindingKind};
 pub use clock::StoreTime;
 pub use cursor::SETTLE_WINDOW_MAX;
+pub use damage::{DAMAGE_LISTED_MAX, Damage, DamageKind, LOST_LISTED_MAX, Lost, LostEntries};
 pub use error::{OpenError, StoreError};
+pub use inspect::{QueueStat, StoreReader, StoreStat, TableStat, repair};
 pub use keeper::EXPIRY_LAG_MAX_MS;
 pub use keyed::{KEY_MAX_BYTES, KeyedChange, KeyedState, Table};
 pub use ledger::{DropReason, HubLedger, Ledger, Outcome, Settlement};

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, StoreTime};
+use crate::damage::{Damage, DamageKind, DamageLog};
 use crate::directory;
 use crate::engine::{self, DiskBudget, Engine};
 use crate::error::{OpenError, StoreError};
@@ -49,6 +50,7 @@ struct Inner {
     gauge: Arc<Gauge>,
     reader: ReaderHandle,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    damage: DamageLog,
     /// For sizes alone. A weak one, so that the engine is closed with the threads.
     engine: std::sync::Weak<Engine>,
 }
@@ -103,7 +105,7 @@ impl Store {
                     write_buffer_bytes: options.write_buffer_bytes,
                     capacity_bytes: capacity_bytes(&options.limits, path),
                 };
-                (path.clone(), Some(options.durability), Engine::disk(directory::open(path, budget)?))
+                (path.clone(), Some(options.durability), directory::open(path, budget)?)
             }
         };
         Self::start(path, durability, Arc::new(engine), &options)
@@ -165,6 +167,7 @@ impl Store {
             gauge,
             reader: handle,
             threads: Mutex::new(Vec::new()),
+            damage: engine.damage().clone(),
             engine: Arc::downgrade(&engine),
         };
         drop(engine);
@@ -292,6 +295,17 @@ impl Store {
             engine.fit(self.inner.gauge.capacity_bytes());
         }
         self.inner.intake.named();
+    }
+
+    /// What is damaged: found when the store was opened, and set aside; or found since, and looked at by the next
+    /// start. At most [`DAMAGE_LISTED_MAX`](crate::DAMAGE_LISTED_MAX).
+    pub fn damage(&self) -> Vec<Damage> {
+        self.inner.damage.all()
+    }
+
+    /// How many damaged parts of this kind were found in this run, those that are not listed included.
+    pub fn damage_count(&self, kind: DamageKind) -> u64 {
+        self.inner.damage.count(kind)
     }
 
     /// What the store takes up; for metrics. Zeros after it was closed.

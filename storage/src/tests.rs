@@ -43,7 +43,8 @@ fn rows(engine: &Engine, family: Family) -> usize {
 
 fn engines(folder: &tempfile::TempDir) -> [Arc<Engine>; 2] {
     let budget = DiskBudget { cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20, capacity_bytes: u64::MAX };
-    let disk = DiskEngine::open(&folder.path().join("db"), budget).unwrap();
+    let disk = DiskEngine::open(&folder.path().join("db"), budget, crate::damage::DamageLog::default(), None)
+        .unwrap();
     [Arc::new(Engine::disk(disk)), Arc::new(Engine::memory())]
 }
 

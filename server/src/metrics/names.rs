@@ -87,6 +87,7 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_store_free_bytes", N, "Free space of the store's file system"),
     gauge("edgehub_store_full", N, "1 while new messages find no room"),
     summary("edgehub_store_write_duration_seconds", N, "Time of a batch commit or fsync"),
+    counter("edgehub_store_damage_total", N, "Damaged parts of the store found since the start, by kind"),
     counter("edgehub_store_errors_total", N, "Failed operations of the store"),
     gauge("edgehub_oldest_message_age_seconds", N, "Age of the head of a queue"),
     counter("edgehub_ledger_accepted_total", N, "Messages that a queue ever took, restarts included"),

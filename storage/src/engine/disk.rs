@@ -1,15 +1,17 @@
 //! Owns the engine on disk: RocksDB, its options, and its errors.
 
+use std::fs::File;
 use std::path::Path;
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, ErrorKind,
-    FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use super::room::Room;
-use super::{EngineError, Family, Range, Value, Visit};
+use super::{EngineError, Family, Range, ReadableScan, RowVisitor, Value, Visit};
+use crate::damage::DamageLog;
 
 /// The file that lists the tables takes room in steps of this.
 const MANIFEST_STEP_BYTES: usize = 64 << 10;
@@ -58,58 +60,65 @@ pub(crate) struct DiskEngine {
     db: DB,
     pub(super) room: Room,
     budget: DiskBudget,
+    damage: DamageLog,
+    /// Held until the database is closed.
+    _lock: Option<File>,
 }
 
 /// Why the database did not open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DiskOpenError {
     Locked,
+    ReadOnly,
+    Denied(String),
+    Full(String),
     Corrupt(String),
     Other(String),
 }
 
 impl DiskEngine {
-    pub(crate) fn open(path: &Path, budget: DiskBudget) -> Result<Self, DiskOpenError> {
-        let cache = Cache::new_lru_cache(budget.cache_bytes);
-        // Without stalling: with it, a budget shared by several families blocks the writer for ever before any
-        // of them is full enough to be flushed (facebook/rocksdb issue 11780).
-        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            budget.write_buffer_bytes,
-            false,
-            cache.clone(),
-        );
-        let sizes = FileSizes::fit(budget, budget.capacity_bytes);
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_write_buffer_manager(&buffers);
-        options.set_max_total_wal_size(sizes.wal_bytes);
-        options.set_manifest_preallocation_size(MANIFEST_STEP_BYTES);
-        options.set_max_background_jobs(2);
-        options.set_max_open_files(256);
-        options.set_bytes_per_sync(1 << 20);
-        options.set_wal_bytes_per_sync(1 << 20);
-        options.set_max_log_file_size(1 << 20);
-        options.set_keep_log_file_num(2);
-        options.set_log_level(LogLevel::Warn);
-        options.set_max_manifest_file_size(sizes.wal_bytes.min(16 << 20) as usize);
-        // The default family holds nothing, but its write buffer would decide how much must be free before the
-        // library writes again after the disk was full.
-        let names = Family::ALL.map(Family::name).into_iter().chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
-        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, sizes)));
-        let db = DB::open_cf_descriptors(&options, path, families).map_err(|error| {
-            let reason = error.to_string();
-            match error.kind() {
-                ErrorKind::IOError if reason.contains("lock") && reason.contains("LOCK") => {
-                    DiskOpenError::Locked
-                }
-                ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotSupported => {
-                    DiskOpenError::Corrupt(reason)
-                }
-                _ => DiskOpenError::Other(reason),
-            }
-        })?;
-        Ok(Self { db, room: Room::new(path.parent().unwrap_or(path)), budget })
+    /// Opens the database, and creates it if there is none. What is found to be damaged later goes to `damage`.
+    pub(crate) fn open(
+        path: &Path,
+        budget: DiskBudget,
+        damage: DamageLog,
+        lock: Option<File>,
+    ) -> Result<Self, DiskOpenError> {
+        let (options, families) = options(budget);
+        let db = DB::open_cf_descriptors(&options, path, families).map_err(classify_open)?;
+        Ok(Self::new(db, path, budget, damage, lock))
+    }
+
+    /// Opens the database without changing anything in its folder. One that lacks some of its files opens as
+    /// well; reading what was in them fails.
+    pub(crate) fn open_read_only(path: &Path, budget: DiskBudget) -> Result<Self, DiskOpenError> {
+        let (mut options, families) = options(budget);
+        options.set_paranoid_checks(false);
+        let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(classify_open)?;
+        Ok(Self::new(db, path, budget, DamageLog::default(), None))
+    }
+
+    fn new(db: DB, path: &Path, budget: DiskBudget, damage: DamageLog, lock: Option<File>) -> Self {
+        Self { db, room: Room::new(path.parent().unwrap_or(path)), budget, damage, _lock: lock }
+    }
+
+    /// Makes a database out of the table files in a folder, whatever else is there. Files that cannot be read
+    /// at all go to the folder `lost` in it.
+    pub(crate) fn assemble(path: &Path, budget: DiskBudget) -> Result<(), DiskOpenError> {
+        let (options, _) = options(budget);
+        DB::repair(&options, path).map_err(classify_open)
+    }
+
+    pub(super) fn damage(&self) -> &DamageLog {
+        &self.damage
+    }
+
+    fn fault(&self, error: rocksdb::Error) -> EngineError {
+        let error = classify(error);
+        if let EngineError::Corrupt(reason) = &error {
+            self.damage.suspect(reason);
+        }
+        error
     }
 
     pub(super) fn family(&self, family: Family) -> &ColumnFamily {
@@ -119,11 +128,11 @@ impl DiskEngine {
     pub(super) fn write(&self, batch: WriteBatch, sync: bool) -> Result<(), EngineError> {
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(classify)
+        self.db.write_opt(batch, &options).map_err(|error| self.fault(error))
     }
 
     pub(super) fn sync(&self) -> Result<(), EngineError> {
-        self.db.flush_wal(true).map_err(classify)
+        self.db.flush_wal(true).map_err(|error| self.fault(error))
     }
 
     /// Writes what the log holds to tables, so that the log can go; then rewrites the tables of ranges.
@@ -171,7 +180,7 @@ impl DiskEngine {
     }
 
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.db.get_pinned_cf(&self.family(family), key).map_err(classify)?;
+        let value = self.db.get_pinned_cf(&self.family(family), key).map_err(|error| self.fault(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -196,7 +205,61 @@ impl DiskEngine {
             }
             rows.next();
         }
-        rows.status().map_err(classify)
+        rows.status().map_err(|error| self.fault(error))
+    }
+
+    /// Visits all rows of a family that can be read, and passes over the rest.
+    pub(super) fn scan_readable(
+        &self,
+        family: Family,
+        visit: RowVisitor<'_>,
+    ) -> Result<ReadableScan, EngineError> {
+        // An iterator that met something unreadable stays confused about the blocks near it: each begins anew.
+        let rows_from = |key: &[u8]| {
+            let mut options = ReadOptions::default();
+            options.fill_cache(false);
+            let mut rows = self.db.raw_iterator_cf_opt(&self.family(family), options);
+            rows.seek(key);
+            rows
+        };
+        let (mut from, mut passed) = (Vec::new(), 0);
+        let mut rows = rows_from(&from);
+        loop {
+            while let Some((key, value)) = rows.item() {
+                visit(key, value)?;
+                from.clear();
+                from.extend_from_slice(key);
+                rows.next();
+            }
+            if rows.status().is_ok() {
+                return Ok(ReadableScan { passed, reached_end: true });
+            }
+            passed += 1;
+            let readable = |key: &[u8]| rows_from(key).status().is_ok();
+            // The first distance at which rows can be read again, then the nearest place before it.
+            let Some(far) = (0..KEY_BITS).find(|bit| key_ahead(&from, *bit).is_none_or(|key| readable(&key)))
+            else {
+                return Ok(ReadableScan { passed, reached_end: false });
+            };
+            let Some(mut next) = key_ahead(&from, far) else {
+                return Ok(ReadableScan { passed, reached_end: false });
+            };
+            let mut start = far.checked_sub(1).and_then(|bit| key_ahead(&from, bit)).unwrap_or(from);
+            for bit in (0..far.saturating_sub(1)).rev() {
+                let Some(middle) = key_ahead(&start, bit).filter(|middle| *middle < next) else { continue };
+                if readable(&middle) {
+                    next = middle;
+                } else {
+                    start = middle;
+                }
+            }
+            // Shorter keys are the same number, and come first.
+            let length = next.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            let shortest = (length..next.len()).find(|length| readable(&next[..*length]));
+            next.truncate(shortest.unwrap_or(next.len()));
+            rows = rows_from(&next);
+            from = next;
+        }
     }
 
     pub(super) fn sizes(&self) -> DiskSizes {
@@ -215,6 +278,43 @@ impl Drop for DiskEngine {
     fn drop(&mut self) {
         self.db.cancel_all_background_work(true);
     }
+}
+
+/// The families of the database: ours, and the default one, which holds nothing; but its write buffer would decide how
+/// much must be free before the library writes again after the disk was full.
+const FAMILIES: usize = Family::ALL.len() + 1;
+
+fn options(budget: DiskBudget) -> (Options, [ColumnFamilyDescriptor; FAMILIES]) {
+    let cache = Cache::new_lru_cache(budget.cache_bytes);
+    // Without stalling: with it, a budget shared by several families blocks the writer for ever before any
+    // of them is full enough to be flushed (facebook/rocksdb issue 11780).
+    let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+        budget.write_buffer_bytes,
+        false,
+        cache.clone(),
+    );
+    let sizes = FileSizes::fit(budget, budget.capacity_bytes);
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_write_buffer_manager(&buffers);
+    options.set_max_total_wal_size(sizes.wal_bytes);
+    // The engine stops at the first record that it cannot read. What lies behind it was looked at before.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_manifest_preallocation_size(MANIFEST_STEP_BYTES);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(256);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_wal_bytes_per_sync(1 << 20);
+    options.set_max_log_file_size(1 << 20);
+    options.set_keep_log_file_num(2);
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_manifest_file_size(sizes.wal_bytes.min(16 << 20) as usize);
+    let names: [&str; FAMILIES] = std::array::from_fn(|n| {
+        Family::ALL.get(n).map_or(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, |own| own.name())
+    });
+    let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, sizes)));
+    (options, families)
 }
 
 fn family_options(cache: &Cache, sizes: FileSizes) -> Options {
@@ -250,6 +350,55 @@ fn predecessor(key: &[u8]) -> Vec<u8> {
     key.to_vec()
 }
 
+/// Keys are looked at as numbers of this many bits.
+const KEY_BITS: u32 = 40 * 8;
+
+/// The key that lies 2^`bit` ahead, keys taken as numbers; `None` beyond the last one.
+fn key_ahead(key: &[u8], bit: u32) -> Option<Vec<u8>> {
+    let mut ahead = key.to_vec();
+    ahead.resize((KEY_BITS / 8) as usize, 0);
+    let mut at = ahead.len() - 1 - (bit / 8) as usize;
+    let mut carry = 1_u16 << (bit % 8);
+    while carry > 0 {
+        carry += u16::from(ahead[at]);
+        ahead[at] = carry as u8;
+        carry >>= 8;
+        if carry > 0 {
+            at = at.checked_sub(1)?;
+        }
+    }
+    Some(ahead)
+}
+
+fn is_missing_table(reason: &str) -> bool {
+    reason.contains("No such file") && reason.contains(".sst")
+}
+
+fn classify_open(error: rocksdb::Error) -> DiskOpenError {
+    let reason = error.to_string();
+    let says = |text: &str| reason.contains(text);
+    if says("No space left") || says("Disk quota exceeded") {
+        DiskOpenError::Full(reason)
+    } else if says("Read-only file system") {
+        DiskOpenError::ReadOnly
+    } else if says("Permission denied") || says("Operation not permitted") {
+        DiskOpenError::Denied(reason)
+    } else if error.kind() == ErrorKind::IOError && says("LOCK") {
+        DiskOpenError::Locked
+    } else if says("Column families not opened") {
+        // A newer version made them; they are not damaged.
+        DiskOpenError::Other(reason)
+    } else {
+        match error.kind() {
+            ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotSupported => {
+                DiskOpenError::Corrupt(reason)
+            }
+            ErrorKind::IOError if says("No such file") => DiskOpenError::Corrupt(reason),
+            _ => DiskOpenError::Other(reason),
+        }
+    }
+}
+
 fn classify(error: rocksdb::Error) -> EngineError {
     let reason = error.to_string();
     if reason.contains("No space left") || reason.contains("Disk quota exceeded") {
@@ -257,6 +406,7 @@ fn classify(error: rocksdb::Error) -> EngineError {
     }
     match error.kind() {
         ErrorKind::Corruption => EngineError::Corrupt(reason),
+        _ if is_missing_table(&reason) => EngineError::Corrupt(reason),
         _ => EngineError::Io(reason),
     }
 }

@@ -3,6 +3,7 @@
 mod disk;
 mod memory;
 mod room;
+pub(crate) mod wal;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub(crate) use disk::{DiskBudget, DiskEngine, DiskOpenError, DiskSizes};
 pub(crate) use memory::MemoryEngine;
 pub(crate) use room::file_system_bytes;
 
+use crate::damage::DamageLog;
 use crate::error::StoreError;
 use crate::space::{Measured, SpaceReason};
 
@@ -67,6 +69,18 @@ pub(crate) struct Range {
     pub(crate) to: Vec<u8>,
 }
 
+/// Takes the rows of a scan that passes over what cannot be read.
+pub(crate) type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), EngineError>;
+
+/// How far a scan came that passes over what cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadableScan {
+    /// How often something was passed over.
+    pub(crate) passed: u64,
+    /// Whether rows could be read again behind each of them.
+    pub(crate) reached_end: bool,
+}
+
 /// What a visitor of a scan wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Visit {
@@ -112,6 +126,7 @@ impl Value<'_> {
 #[derive(Debug)]
 pub(crate) struct Engine {
     kind: Kind,
+    damage: DamageLog,
     #[cfg(test)]
     failing_writes: std::sync::atomic::AtomicUsize,
 }
@@ -130,19 +145,26 @@ pub(crate) enum Batch {
 
 impl Engine {
     pub(crate) fn disk(engine: DiskEngine) -> Self {
-        Self::new(Kind::Disk(engine))
+        let damage = engine.damage().clone();
+        Self::new(Kind::Disk(engine), damage)
     }
 
     pub(crate) fn memory() -> Self {
-        Self::new(Kind::Memory(MemoryEngine::default()))
+        Self::new(Kind::Memory(MemoryEngine::default()), DamageLog::default())
     }
 
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, damage: DamageLog) -> Self {
         Self {
             kind,
+            damage,
             #[cfg(test)]
             failing_writes: std::sync::atomic::AtomicUsize::new(0),
         }
+    }
+
+    /// What is damaged.
+    pub(crate) fn damage(&self) -> &DamageLog {
+        &self.damage
     }
 
     /// Lets the next writes fail; for tests.
@@ -318,6 +340,25 @@ impl Engine {
         match &self.kind {
             Kind::Disk(engine) => engine.fit(capacity_bytes),
             Kind::Memory(_) => {}
+        }
+    }
+
+    /// Visits all rows of a family that can be read, and passes over the rest.
+    pub(crate) fn scan_readable(
+        &self,
+        family: Family,
+        visit: RowVisitor<'_>,
+    ) -> Result<ReadableScan, EngineError> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.scan_readable(family, visit),
+            Kind::Memory(engine) => {
+                let mut result = Ok(());
+                engine.scan(family, &[], None, &mut |key, value| {
+                    result = visit(key, &value.whole());
+                    if result.is_ok() { Visit::Next } else { Visit::Stop }
+                });
+                result.map(|()| ReadableScan { passed: 0, reached_end: true })
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::rescue::SET_ASIDE_PREFIX;
 use crate::space::Measured;
 
 const RESERVE: &str = "RESERVE";
@@ -92,6 +93,10 @@ fn blocks(directory: &Path, depth: usize) -> io::Result<u64> {
     let mut sum = fs::symlink_metadata(directory)?.blocks();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
+        // What was set aside is the operator's: the limit is for what the store goes on with.
+        if entry.file_name().as_encoded_bytes().starts_with(SET_ASIDE_PREFIX.as_bytes()) {
+            continue;
+        }
         // A file may go while we look.
         let Ok(data) = entry.metadata() else { continue };
         sum += match data.is_dir() && depth > 1 {

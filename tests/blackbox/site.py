@@ -41,8 +41,9 @@ def free_port(address, port=0):
         return probe.getsockname()[1]
 
 
-def manifest(routes, ttl_secs=7200, schema="1.1"):
+def manifest(routes, ttl_secs=7200, schema="1.1", max_size_bytes=None):
     """A deployment manifest with these routes."""
+    limits = {} if max_size_bytes is None else {"storeLimits": {"maxSizeBytes": max_size_bytes}}
     image = {"type": "docker", "settings": {"image": "none", "createOptions": "{}"}}
     return {
         "modulesContent": {
@@ -61,7 +62,7 @@ def manifest(routes, ttl_secs=7200, schema="1.1"):
                 "properties.desired": {
                     "schemaVersion": schema,
                     "routes": routes,
-                    "storeAndForwardConfiguration": {"timeToLiveSecs": ttl_secs},
+                    "storeAndForwardConfiguration": {"timeToLiveSecs": ttl_secs, **limits},
                 }
             },
         }
@@ -132,7 +133,7 @@ class Cloud:
 class Site:
     """Cloud, hub, and TCP proxies between them."""
 
-    def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None):
+    def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None, max_size_bytes=None, storage=None):
         self.folder = folder
         self.authority = Authority(folder)
         self.address = free_address()
@@ -140,10 +141,10 @@ class Site:
         self._chain, self._key = self.authority.server("hub", [self.address, "localhost"])
         self._settings = settings or {}
         self._manifest = folder / "deployment.json"
-        self._ttl_secs = ttl_secs
+        self._ttl_secs, self._max_size_bytes = ttl_secs, max_size_bytes
         self.set_routes(routes)
-        self.storage = folder / "storage"
-        self.storage.mkdir()
+        self.storage = storage or folder / "storage"
+        self.storage.mkdir(exist_ok=True)
         self.cloud = Cloud(folder, self.authority)
         self._hub_identity = self.cloud.create_identity(EDGE, None, "--edge-enabled")
         self.leaves = [self.cloud.create_identity(leaf, None, "--parent", EDGE) for leaf in LEAVES]
@@ -187,7 +188,7 @@ class Site:
 
     def set_routes(self, routes):
         """Routes that the next start of the hub finds."""
-        self._manifest.write_text(json.dumps(manifest(routes, self._ttl_secs)))
+        self._manifest.write_text(json.dumps(manifest(routes, self._ttl_secs, max_size_bytes=self._max_size_bytes)))
 
     def operate(self, *arguments, code=0):
         """Runs a verb of the operator, who knows where the store is and has no key; returns what it prints."""

@@ -1,7 +1,8 @@
 //! Owns the assembly of a running hub out of settings: store, identities, upstream, routes, heads.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
@@ -20,7 +21,8 @@ use tracing::{error, info, warn};
 
 use crate::certificate::{server_config, upstream_config};
 use crate::exit::Failure;
-use crate::listen::{ConnectionGate, ConnectionThreads, TlsGate, bind};
+use crate::listen::https::{self, SubProtocol, Upgraded};
+use crate::listen::{ConnectionGate, ConnectionThreads, Listener, TlsGate, bind};
 use crate::run::Prepared;
 use crate::settings::{self, Settings, StoreKind};
 
@@ -130,25 +132,28 @@ impl RunningHub {
         let settings = &prepared.settings;
         let limits = mqtt_limits(settings);
         let gate = ConnectionGate::new(settings.listen.clients_max.saturating_mul(2));
-        if let (Some(address), Some(certificate)) = (settings.listen.mqtt, &prepared.certificate) {
-            let listener = bind("mqtt", address, settings.listen.backlog)?;
-            let tls = TlsGate::new(
-                server_config(certificate.clone(), &settings.tls)?,
-                settings.listen.threads.get(),
-                settings.tls.handshake_timeout,
-                settings.tls.handshakes_waiting_max,
-            );
-            info!(address = %listener.address(), "MQTT head is open (TLS)");
-            let (hub, stopping) = (self.hub.clone(), self.threads.stopping());
-            let limits = limits.clone();
-            self.threads.serve_tls(listener, &gate, Arc::new(tls), move |stream, address, accepted_at| {
-                let peer = Peer {
-                    address: Some(address),
-                    certificates: peer_certificates(&stream),
-                    accepted_at: accepted_at.into(),
-                };
-                serve_mqtt(stream, hub.clone(), limits.clone(), peer, stopping.clone())
-            })?;
+        if let Some(certificate) = &prepared.certificate {
+            let tls = server_config(certificate.clone(), &settings.tls)?;
+            // Each listener has a gate of its own, so that a storm at one does not close the other.
+            let tls_gate = || {
+                Arc::new(TlsGate::new(
+                    tls.clone(),
+                    settings.listen.threads.get(),
+                    settings.tls.handshake_timeout,
+                    settings.tls.handshakes_waiting_max,
+                ))
+            };
+            if let Some(address) = settings.listen.mqtt {
+                let listener = bind("mqtt", address, settings.listen.backlog)?;
+                info!(address = %listener.address(), "MQTT head is open (TLS)");
+                self.open_mqtt(listener, &gate, tls_gate(), limits.clone())?;
+            }
+            if let Some(address) = settings.listen.https {
+                let listener = bind("https", address, settings.listen.backlog)?;
+                info!(address = %listener.address(), "HTTPS is open, for WebSockets");
+                let offered = settings.listen.mqtt.map(|_| SubProtocol::Mqtt).into_iter().collect();
+                self.open_https(listener, &gate, tls_gate(), limits.clone(), offered)?;
+            }
         }
         if let Some(address) = settings.listen.mqtt_plain {
             let listener = bind("mqtt_plain", address, settings.listen.backlog)?;
@@ -165,6 +170,52 @@ impl RunningHub {
         }
         Ok(())
     }
+
+    fn open_mqtt(
+        &self,
+        listener: Listener,
+        gate: &ConnectionGate,
+        tls: Arc<TlsGate>,
+        limits: MqttLimits,
+    ) -> Result<(), Failure> {
+        let (hub, stopping) = (self.hub.clone(), self.threads.stopping());
+        self.threads.serve_tls(listener, gate, tls, move |stream, address, accepted_at| {
+            let peer = peer(&stream, address, accepted_at);
+            serve_mqtt(stream, hub.clone(), limits.clone(), peer, stopping.clone())
+        })?;
+        Ok(())
+    }
+
+    fn open_https(
+        &self,
+        listener: Listener,
+        gate: &ConnectionGate,
+        tls: Arc<TlsGate>,
+        limits: MqttLimits,
+        offered: Arc<[SubProtocol]>,
+    ) -> Result<(), Failure> {
+        let (hub, stopping) = (self.hub.clone(), self.threads.stopping());
+        self.threads.serve_tls(listener, gate, tls, move |stream, address, accepted_at| {
+            let peer = peer(&stream, address, accepted_at);
+            let (hub, limits, offered) = (hub.clone(), limits.clone(), offered.clone());
+            let mut stopping = stopping.clone();
+            async move {
+                let upgraded = tokio::select! {
+                    upgraded = https::serve(stream, accepted_at, offered) => upgraded,
+                    _deadline = stopping.wait() => None,
+                };
+                let Some(Upgraded { sub_protocol, headers: _, stream }) = upgraded else { return };
+                match sub_protocol {
+                    SubProtocol::Mqtt => serve_mqtt(stream, hub, limits, peer, stopping).await,
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn peer(stream: &TlsStream<tokio::net::TcpStream>, address: SocketAddr, accepted_at: Instant) -> Peer {
+    Peer { address: Some(address), certificates: peer_certificates(stream), accepted_at: accepted_at.into() }
 }
 
 async fn serve_mqtt<S>(

@@ -1,6 +1,7 @@
 //! Owns the listening sockets: binding them, and saying clearly why one cannot be bound.
 
 mod handshake;
+pub mod https;
 mod threads;
 
 use std::io;

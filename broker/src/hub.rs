@@ -7,6 +7,7 @@
 mod authenticator;
 mod client;
 mod config;
+mod credentials;
 mod status;
 
 use std::sync::Arc;
@@ -30,8 +31,9 @@ use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
+use credentials::{Expiries, Proved};
 
-pub use authenticator::{Authenticating, Authenticator};
+pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
 pub use client::HubCommit;
 pub use config::{Applied, ApplyError};
@@ -65,6 +67,7 @@ struct Inner {
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
     connections: AtomicU64,
+    expiries: Arc<Expiries>,
     presence: Presence,
     pumps: Mutex<Pumps>,
     upstream: Option<upstream::Handle>,
@@ -75,6 +78,7 @@ struct Inner {
 struct Connected {
     connection: u64,
     mailbox: Mailbox,
+    proved: Arc<Proved>,
 }
 
 /// What [`Hub::apply`] changes besides the routes themselves.
@@ -98,7 +102,7 @@ impl Hub {
         let upstream = options
             .upstream
             .map(|upstream_options| upstream::start(upstream_options, store.clone(), &delivery));
-        Self {
+        let hub = Self {
             inner: Arc::new(Inner {
                 edge_device: options.edge_device,
                 clients_max: options.clients_max,
@@ -109,12 +113,17 @@ impl Hub {
                 clients: DashMap::default(),
                 clients_open: AtomicUsize::new(0),
                 connections: AtomicU64::new(0),
+                expiries: Arc::default(),
                 presence: Presence::new(),
                 pumps: Mutex::new(Pumps::default()),
                 upstream,
                 delivery,
             }),
-        }
+        };
+        let inner = &hub.inner;
+        let changed = inner.authenticator.changed();
+        inner.delivery.spawn(credentials::watch(Arc::downgrade(inner), inner.expiries.clone(), changed));
+        hub
     }
 
     /// The state of the way up; none without an upstream.
@@ -249,6 +258,7 @@ impl Backend for Hub {
 impl Hub {
     fn connect(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
         let inner = &self.inner;
+        let proved = inner.proved(&login);
         let identity = login.identity;
         let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
         // Counted first, so that two logins at the limit cannot both pass.
@@ -262,8 +272,12 @@ impl Hub {
                     "{max} clients are connected, which is the limit; raise MaxConnectedClients"
                 )));
             }
-            inner.clients.insert(identity.clone(), Connected { connection, mailbox: mailbox.clone() })
+            inner.clients.insert(
+                identity.clone(),
+                Connected { connection, mailbox: mailbox.clone(), proved: proved.clone() },
+            )
         };
+        inner.expects(&proved);
         if let Some(old) = replaced {
             tracing::info!(client = %identity, "A newer connection takes over");
             close(old.mailbox, CloseReason::TakenOver, &inner.delivery);

@@ -7,7 +7,7 @@
 
 use super::name::Identity;
 use super::scope::{CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, ScopeCache};
-use super::token::{Hosts, SasToken, TokenError};
+use super::token::{EXPIRY_TOLERANCE_SECS, Hosts, SasToken, TokenError};
 use super::{Authentication, ServiceIdentity, Status};
 use crate::backend::{Credentials, Login};
 
@@ -31,8 +31,9 @@ pub enum Verdict {
 /// An accepted login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
-    /// When the token expires, in seconds since 1970, without tolerance.
-    pub expires_at_secs: i64,
+    /// The first second since 1970 in which the same credentials are refused, tolerance included; absent when they do not
+    /// expire.
+    pub until_secs: Option<i64>,
 }
 
 /// Why a login is refused. Holds no secret.
@@ -204,7 +205,10 @@ fn verify_keys(
     }
     let keys = entry.keys().chain(device.iter().flat_map(|device| device.keys()));
     match token.check_signature(keys) {
-        Ok(()) => Verdict::Accepted(Accepted { expires_at_secs: token.expires_at_secs() }),
+        Ok(()) => {
+            let until_secs = token.expires_at_secs().saturating_add(EXPIRY_TOLERANCE_SECS + 1);
+            Verdict::Accepted(Accepted { until_secs: Some(until_secs) })
+        }
         Err(_) => Verdict::Refused(Refusal::Signature(claimed.clone())),
     }
 }

@@ -91,6 +91,16 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_upstream_inflight", N, "Transfers to the upstream not yet settled"),
     counter("edgehub_config_applied_total", N, "Configurations received, by status"),
     gauge("edgehub_certificate_expiry_seconds", N, "Time to the expiry of a certificate"),
+    counter(
+        "edgehub_credentials_ended_total",
+        N,
+        "Connections closed because their credentials no longer hold",
+    ),
+    counter(
+        "edgehub_websocket_protocol_errors_total",
+        N,
+        "WebSockets closed for a fault of the client, by reason",
+    ),
     gauge("edgehub_scope_cache_identities", N, "Identities known"),
     counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
     counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),

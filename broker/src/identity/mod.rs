@@ -1,6 +1,7 @@
 //! Who is who: device and module identities, their tokens, the cache of those in scope.
 
 mod authenticate;
+mod certificate;
 mod key;
 mod name;
 mod record;
@@ -9,7 +10,12 @@ mod scope;
 mod scope_client;
 mod token;
 
-pub use authenticate::{Accepted, Refusal, Verdict, actor_of, verify, verify_on_behalf, verify_token};
+pub use authenticate::{
+    Accepted, Refusal, Verdict, actor_of, verify, verify_certificate, verify_on_behalf, verify_token,
+};
+pub use certificate::{
+    CERTIFICATE_BYTES_MAX, CERTIFICATES_SHOWN_MAX, CertificateFacts, CertificateFault, ClientTrust,
+};
 pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
 pub use name::{ID_BYTES_MAX, Identity, IdentityError};
 pub use record::{Authentication, ScopePage, ServiceIdentity, ServiceIdentityError, Status};

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout};
 
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
+use super::certificate::ClientTrust;
 use super::name::Identity;
 use super::record::{Authentication, ServiceIdentity};
 use super::scope::{ScopeCache, ScopeCacheError, ScopeChange};
@@ -135,6 +136,7 @@ pub struct ScopeRefresher<S> {
     changes: broadcast::Sender<Arc<ScopeChange>>,
     changed: watch::Sender<u64>,
     clock: Clock,
+    trust: ClientTrust,
 }
 
 /// A clock: seconds since 1970-01-01 UTC.
@@ -180,6 +182,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             changes: broadcast::channel(CHANGES_MAX).0,
             changed: watch::channel(0).0,
             clock: Arc::new(unix_now_secs),
+            trust: ClientTrust::none(),
         }
     }
 
@@ -187,6 +190,12 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
+    }
+
+    /// Judges the certificates of clients by this bundle.
+    #[must_use]
+    pub fn with_client_trust(self, trust: ClientTrust) -> Self {
+        Self { trust, ..self }
     }
 
     /// The cache.
@@ -352,7 +361,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
 
     /// What the cache says to a login, without asking the upstream.
     pub fn verdict(&self, login: &Login) -> Verdict {
-        verify(login, &self.cache, &self.hosts, self.now_secs())
+        verify(login, &self.cache, &self.hosts, &self.trust, self.now_secs())
     }
 
     /// Asks the upstream for an identity, at most once per delay.

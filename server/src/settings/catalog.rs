@@ -73,7 +73,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 }
 
 const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
-const NO_PROXY_MODULE: &str = "this release takes no certificates from a proxy";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
@@ -146,7 +145,7 @@ const KNOWN: &[KnownSetting] = &[
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
-    ignored("ApiProxyModuleId", NO_PROXY_MODULE),
+    used("ApiProxyModuleId"),
     ignored("ServerCertificateRenewAfterInMs", RENEWAL),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream

@@ -169,6 +169,8 @@ pub struct ScopeSettings {
     pub refresh_interval: Duration,
     /// Least pause between refreshes of one identity.
     pub refresh_delay: Duration,
+    /// The module on this device whose forwarded client certificates are believed.
+    pub api_proxy_module_id: String,
 }
 
 /// The metrics page.
@@ -341,6 +343,9 @@ impl ScopeSettings {
         Ok(Self {
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
+            api_proxy_module_id: values.required("ApiProxyModuleId", "a module id", |text| {
+                (!text.is_empty()).then(|| text.to_owned())
+            })?,
         })
     }
 }

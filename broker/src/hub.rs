@@ -8,6 +8,7 @@ mod authenticator;
 mod client;
 mod config;
 mod credentials;
+mod flapping;
 mod status;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
 use credentials::{Expiries, Proved};
+use flapping::TakeOvers;
 
 pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
@@ -79,6 +81,7 @@ struct Connected {
     connection: u64,
     mailbox: Mailbox,
     proved: Arc<Proved>,
+    take_overs: TakeOvers,
 }
 
 /// What [`Hub::apply`] changes besides the routes themselves.
@@ -263,23 +266,32 @@ impl Hub {
         let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
         // Counted first, so that two logins at the limit cannot both pass.
         let open = inner.clients_open.fetch_add(1, Ordering::Relaxed);
-        let replaced = {
-            let known = inner.clients.contains_key(&identity);
-            if open >= inner.clients_max && !known {
+        let (replaced, too_many) = {
+            let before = inner.clients.get(&identity).map(|connected| connected.take_overs);
+            if open >= inner.clients_max && before.is_none() {
                 inner.clients_open.fetch_sub(1, Ordering::Relaxed);
                 let max = inner.clients_max;
                 return Err(LoginError::Unavailable(format!(
                     "{max} clients are connected, which is the limit; raise MaxConnectedClients"
                 )));
             }
-            inner.clients.insert(
-                identity.clone(),
-                Connected { connection, mailbox: mailbox.clone(), proved: proved.clone() },
-            )
+            let (take_overs, too_many) =
+                before.map_or((TakeOvers::none(), false), |take_overs| take_overs.and_one());
+            let (mailbox, proved) = (mailbox.clone(), proved.clone());
+            let connected = Connected { connection, mailbox, proved, take_overs };
+            (inner.clients.insert(identity.clone(), connected), too_many)
         };
         inner.expects(&proved);
         if let Some(old) = replaced {
             tracing::info!(client = %identity, "A newer connection takes over");
+            counter!("edgehub_client_take_overs_total", "id" => identity.to_string()).increment(1);
+            if too_many {
+                tracing::warn!(
+                    client = %identity,
+                    "Its connections take over from each other again and again: two clients use the same \
+                     identity; give each its own"
+                );
+            }
             close(old.mailbox, CloseReason::TakenOver, &inner.delivery);
         }
         let id = identity.to_string();

@@ -101,6 +101,7 @@ const KNOWN: &[KnownMetric] = &[
         N,
         "WebSockets closed for a fault of the client, by reason",
     ),
+    counter("edgehub_client_take_overs_total", N, "Connections closed for a newer one of the same identity"),
     gauge("edgehub_scope_cache_identities", N, "Identities known"),
     counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
     counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),

@@ -8,6 +8,8 @@ mod ages;
 mod authenticator;
 mod client;
 mod config;
+mod credentials;
+mod flapping;
 mod status;
 
 use std::sync::Arc;
@@ -32,9 +34,11 @@ use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
+use credentials::{Expiries, Proved};
+use flapping::TakeOvers;
 
 use ages::Ages;
-pub use authenticator::{Authenticating, Authenticator};
+pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
 pub use client::HubCommit;
 pub use config::{Applied, ApplyError};
@@ -76,6 +80,7 @@ struct Inner {
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
     connections: AtomicU64,
+    expiries: Arc<Expiries>,
     presence: Presence,
     pumps: Mutex<Pumps>,
     upstream: Option<upstream::Handle>,
@@ -86,6 +91,8 @@ struct Inner {
 struct Connected {
     connection: u64,
     mailbox: Mailbox,
+    proved: Arc<Proved>,
+    take_overs: TakeOvers,
 }
 
 /// What [`Hub::apply`] changes besides the routes themselves.
@@ -113,7 +120,7 @@ impl Hub {
         store.set_limits(options.limits);
         let ages = Ages::new();
         delivery.spawn(ages.clone().watch(store.clone()));
-        Self {
+        let hub = Self {
             inner: Arc::new(Inner {
                 edge_device: options.edge_device,
                 clients_max: options.clients_max,
@@ -128,12 +135,17 @@ impl Hub {
                 clients: DashMap::default(),
                 clients_open: AtomicUsize::new(0),
                 connections: AtomicU64::new(0),
+                expiries: Arc::default(),
                 presence: Presence::new(),
                 pumps: Mutex::new(Pumps::default()),
                 upstream,
                 delivery,
             }),
-        }
+        };
+        let inner = &hub.inner;
+        let changed = inner.authenticator.changed();
+        inner.delivery.spawn(credentials::watch(Arc::downgrade(inner), inner.expiries.clone(), changed));
+        hub
     }
 
     /// The state of the way up; none without an upstream.
@@ -270,23 +282,37 @@ impl Backend for Hub {
 impl Hub {
     fn connect(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
         let inner = &self.inner;
+        let proved = inner.proved(&login);
         let identity = login.identity;
         let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
         // Counted first, so that two logins at the limit cannot both pass.
         let open = inner.clients_open.fetch_add(1, Ordering::Relaxed);
-        let replaced = {
-            let known = inner.clients.contains_key(&identity);
-            if open >= inner.clients_max && !known {
+        let (replaced, too_many) = {
+            let before = inner.clients.get(&identity).map(|connected| connected.take_overs);
+            if open >= inner.clients_max && before.is_none() {
                 inner.clients_open.fetch_sub(1, Ordering::Relaxed);
                 let max = inner.clients_max;
                 return Err(LoginError::Unavailable(format!(
                     "{max} clients are connected, which is the limit; raise MaxConnectedClients"
                 )));
             }
-            inner.clients.insert(identity.clone(), Connected { connection, mailbox: mailbox.clone() })
+            let (take_overs, too_many) =
+                before.map_or((TakeOvers::none(), false), |take_overs| take_overs.and_one());
+            let (mailbox, proved) = (mailbox.clone(), proved.clone());
+            let connected = Connected { connection, mailbox, proved, take_overs };
+            (inner.clients.insert(identity.clone(), connected), too_many)
         };
+        inner.expects(&proved);
         if let Some(old) = replaced {
             tracing::info!(client = %identity, "A newer connection takes over");
+            counter!("edgehub_client_take_overs_total", "id" => identity.to_string()).increment(1);
+            if too_many {
+                tracing::warn!(
+                    client = %identity,
+                    "Its connections take over from each other again and again: two clients use the same \
+                     identity; give each its own"
+                );
+            }
             close(old.mailbox, CloseReason::TakenOver, &inner.delivery);
         }
         let id = identity.to_string();

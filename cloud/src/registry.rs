@@ -229,6 +229,23 @@ impl Registry {
         })
     }
 
+    /// Lets a device prove itself otherwise; its keys are forgotten.
+    ///
+    /// # Errors
+    /// When it does not exist, or the file cannot be written: then nothing changes.
+    pub fn set_authentication(
+        &self,
+        identity: &Identity,
+        authentication: Authentication,
+    ) -> Result<(), RegistryError> {
+        self.change(|identities| {
+            let entry =
+                identities.get_mut(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
+            entry.authentication = authentication;
+            Ok(())
+        })
+    }
+
     /// Enables or disables a device.
     ///
     /// # Errors
@@ -267,20 +284,23 @@ impl Registry {
         self.state.lock().identities.values().cloned().collect()
     }
 
-    /// The connection string of an identity; holds its primary key.
+    /// The connection string of an identity; holds its primary key, or `x509=true` when it proves itself by certificate.
     ///
     /// # Errors
-    /// When it does not exist or has no key.
+    /// When it does not exist or has neither.
     pub fn connection_string(&self, identity: &Identity) -> Result<String, RegistryError> {
         let entry = self.cache.get(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
-        let key = entry.keys().next().ok_or_else(|| RegistryError::NoKey(identity.clone()))?;
+        let proof = match &entry.authentication {
+            Authentication::CertificateThumbprint { .. } | Authentication::CertificateAuthority => {
+                "x509=true".to_owned()
+            }
+            Authentication::SymmetricKey { .. } | Authentication::None => {
+                let key = entry.keys().next().ok_or_else(|| RegistryError::NoKey(identity.clone()))?;
+                format!("SharedAccessKey={}", key.to_base64())
+            }
+        };
         let module = identity.module_id().map(|module| format!("ModuleId={module};")).unwrap_or_default();
-        Ok(format!(
-            "HostName={};DeviceId={};{module}SharedAccessKey={}",
-            self.host_name,
-            identity.device_id(),
-            key.to_base64()
-        ))
+        Ok(format!("HostName={};DeviceId={};{module}{proof}", self.host_name, identity.device_id(),))
     }
 
     /// A device, the devices immediately below it, and its modules, in order of their names; at most `max` of those

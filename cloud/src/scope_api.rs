@@ -73,6 +73,10 @@ pub(crate) fn answer(
         return Err(ScopeRefusal::Unauthorized(format!("only {HUB_MODULE_ID} may ask for identities")));
     }
     let actor = Identity::device(device).map_err(malformed)?;
+    // The command line may have changed the file since; hubs learn from here what is no longer in scope.
+    if let Err(error) = registry.reload() {
+        tracing::warn!(%error, "the registry is not read again");
+    }
     let page = match call {
         ScopeCall::Below => below(registry, &actor, authorization, &request(body)?)?,
         ScopeCall::One => one(registry, &actor, authorization, &request(body)?)?,
@@ -147,17 +151,7 @@ fn authenticate(
         return Err(ScopeRefusal::Unauthorized("the auth chain does not end with the calling device".into()));
     }
     actor_of(behalf, Some(chain)).map_err(refused)?;
-    let verdict =
-        || verify_on_behalf(behalf, actor, token, registry.cache(), registry.hosts(), unix_now_secs());
-    let mut decided = verdict();
-    if !matches!(decided, Verdict::Accepted(_)) {
-        match registry.reload() {
-            Ok(true) => decided = verdict(),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the registry is not read again"),
-        }
-    }
-    match decided {
+    match verify_on_behalf(behalf, actor, token, registry.cache(), registry.hosts(), unix_now_secs()) {
         Verdict::Accepted(_) => Ok(()),
         Verdict::Refused(refusal) => Err(refused(refusal)),
         Verdict::Unknown(identity) => {

@@ -120,6 +120,12 @@ pub struct CreateIdentityOptions {
     /// The edge device that is its parent
     #[arg(long, value_name = "ID")]
     pub parent: Option<String>,
+    /// The device proves itself by a certificate with this thumbprint (SHA-1 or SHA-256, hex); give it twice for two
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["module_id", "edge_enabled"])]
+    pub x509_thumbprint: Vec<String>,
+    /// The device proves itself by a certificate that a trusted authority issued for its id
+    #[arg(long, conflicts_with_all = ["module_id", "edge_enabled", "x509_thumbprint"])]
+    pub x509_authority: bool,
 }
 
 /// Options of `edgehub run`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edgehub_broker::head::amqp::{self, AmqpLimits};
 use edgehub_broker::head::mqtt::Peer;
-use edgehub_broker::identity::{HUB_MODULE_ID, Identity};
+use edgehub_broker::identity::{Authentication, HUB_MODULE_ID, Identity};
 use edgehub_cloud::{Cloud, CloudOptions as OpenOptions, NewDevice, Registry};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -65,7 +65,11 @@ pub fn create_identity(options: &CreateIdentityOptions) -> Result<String, Failur
                 edge: options.edge_enabled,
                 parent: options.parent.as_deref(),
             };
+            let authentication = by_certificate(options)?;
             let device = registry.create_device(device).map_err(failed)?.identity;
+            if let Some(authentication) = authentication {
+                registry.set_authentication(&device, authentication).map_err(failed)?;
+            }
             match options.edge_enabled {
                 false => device,
                 true => Identity::module(device.device_id(), HUB_MODULE_ID)
@@ -74,6 +78,25 @@ pub fn create_identity(options: &CreateIdentityOptions) -> Result<String, Failur
         }
     };
     registry.connection_string(&identity).map_err(failed)
+}
+
+/// How the device proves itself, unless it does so by keys.
+fn by_certificate(options: &CreateIdentityOptions) -> Result<Option<Authentication>, Failure> {
+    if options.x509_authority {
+        return Ok(Some(Authentication::CertificateAuthority));
+    }
+    let hex =
+        |text: &String| matches!(text.len(), 40 | 64) && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    match &options.x509_thumbprint[..] {
+        [] => Ok(None),
+        [primary, others @ ..] if others.len() < 2 && options.x509_thumbprint.iter().all(hex) => {
+            Ok(Some(Authentication::CertificateThumbprint {
+                primary: Some(primary.as_str().into()),
+                secondary: others.first().map(|text| text.as_str().into()),
+            }))
+        }
+        _ => Err(Failure::Cloud("--x509-thumbprint takes 40 or 64 hex digits, twice at most".into())),
+    }
 }
 
 fn serve(options: &CloudOptions) -> Result<(), Failure> {

@@ -37,12 +37,15 @@ fn failures_are_one_line_and_have_their_code() {
     let no_certificate = program().arg("run").env("IotHubConnectionString", IDENTITY).output().unwrap();
     failed(&no_certificate, 1, "edgehub: setting EdgeHubDevServerCertificateFile is missing");
     let mut local = program();
-    local.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+    local
+        .env("IotHubConnectionString", IDENTITY)
+        .env("mqttSettings__enabled", "false")
+        .env("httpSettings__enabled", "false");
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/tutorial-lower-layer.broken.json");
     let broken = local.args(["run", "--manifest", manifest]).output().unwrap();
     failed(&broken, 1, &format!("edgehub: manifest {manifest}, line 19, column 52: a comma directly before"));
     let no_configuration = program()
-        .args(["run", "--set", "mqttSettings.enabled=false", "--set", "httpSettings.metrics_port=0"])
+        .args(["run", "--set", "mqttSettings.enabled=false", "--set", "httpSettings.enabled=false"])
         .env("IotHubConnectionString", IDENTITY)
         .output()
         .unwrap();
@@ -52,7 +55,10 @@ fn failures_are_one_line_and_have_their_code() {
     let mut in_use = program();
     let good = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
     in_use.args(["run", "--manifest", good]);
-    in_use.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+    in_use
+        .env("IotHubConnectionString", IDENTITY)
+        .env("mqttSettings__enabled", "false")
+        .env("httpSettings__enabled", "false");
     in_use.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", &port);
     failed(&in_use.output().unwrap(), 2, &format!("edgehub: pages: address 127.0.0.1:{port} is in use"));
 }
@@ -85,7 +91,10 @@ impl Running {
 
     fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = program();
-        command.env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
+        command
+            .env("IotHubConnectionString", IDENTITY)
+            .env("mqttSettings__enabled", "false")
+            .env("httpSettings__enabled", "false");
         command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
         // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
         command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");

@@ -46,6 +46,7 @@ fn with_environment(environment: &[(&str, &str)]) -> (Settings, Vec<Notice>) {
 fn the_defaults_are_those_of_the_reference() {
     let (settings, notices) = with_environment(&[]);
     assert_eq!(settings.listen.mqtt.unwrap().to_string(), "*:8883");
+    assert_eq!(settings.listen.https.unwrap().to_string(), "*:443");
     assert_eq!(settings.listen.mqtt_plain, None);
     assert_eq!(settings.listen.metrics.to_string(), "*:9600");
     assert_eq!(settings.listen.clients_max, 10_000);
@@ -270,8 +271,8 @@ fn closed_lists_fall_back_with_a_notice_and_old_tls_is_refused() {
 #[test]
 fn identity_comes_from_the_connection_string_or_the_environment() {
     let ids = [("IOTEDGE_DEVICEID", "e"), ("IOTEDGE_IOTHUBHOSTNAME", "h"), ("IOTEDGE_GATEWAYHOSTNAME", "up")];
-    let off = ("mqttSettings__enabled", "false");
-    let (settings, notices) = load_bare(None, &[ids[0], ids[1], ids[2], off], &[]).unwrap();
+    let off = [("mqttSettings__enabled", "false"), ("httpSettings__enabled", "false")];
+    let (settings, notices) = load_bare(None, &[&ids[..], &off].concat(), &[]).unwrap();
     assert_eq!(settings.hub.device_id.as_str(), "e");
     assert_eq!(settings.upstream.host.as_str(), "up");
     assert!(settings.hub.key.is_none() && notices.contains(&Notice::NoUpstreamKey));
@@ -281,10 +282,10 @@ fn identity_comes_from_the_connection_string_or_the_environment() {
     assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 3);
 
     let workload = ("IOTEDGE_WORKLOADURI", "unix:///var/run/iotedge/workload.sock");
-    let line = load_bare(None, &[ids[0], ids[1], workload, off], &[]).unwrap_err().to_string();
+    let line = load_bare(None, &[ids[0], ids[1], workload, off[0], off[1]], &[]).unwrap_err().to_string();
     assert!(line.contains("does not use the workload API; set IotHubConnectionString"), "{line}");
     assert!(load_from(None, &[workload], &[]).is_ok());
-    assert!(matches!(load_bare(None, &[off], &[]), Err(SettingsError::NoIdentity)));
+    assert!(matches!(load_bare(None, &off, &[]), Err(SettingsError::NoIdentity)));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""A throw-away root and server certificates for it."""
+"""A throw-away root, and certificates of servers and clients."""
 
 import datetime
 import ipaddress
@@ -13,7 +13,7 @@ LIFETIME = datetime.timedelta(days=2)
 
 
 class Authority:
-    """Signs server certificates; `root` is the file that clients trust."""
+    """Signs certificates; `root` is the file that clients trust."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -34,17 +34,31 @@ class Authority:
         self.root_pem = root.public_bytes(serialization.Encoding.PEM)
         self.root.write_bytes(self.root_pem)
 
-    def _builder(self, name, key):
+    def _builder(self, name, key, issuer=None, lifetime=LIFETIME):
         now = datetime.datetime.now(datetime.timezone.utc)
         return (
             x509.CertificateBuilder()
             .subject_name(name)
-            .issuer_name(self._name)
+            .issuer_name(issuer or self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + LIFETIME)
+            .not_valid_after(now + lifetime)
         )
+
+    def client(self, file_stem, common_name, self_signed=False, expired=False):
+        """A certificate for a client; returns the files of chain and key, and its thumbprints."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        lifetime = datetime.timedelta(minutes=-1) if expired else LIFETIME
+        certificate = (
+            self._builder(name, key, name if self_signed else self._name, lifetime)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .sign(key if self_signed else self._key, hashes.SHA256())
+        )
+        files = self._write(file_stem, certificate, key, b"" if self_signed else self.root_pem)
+        thumbprints = [certificate.fingerprint(kind).hex() for kind in (hashes.SHA1(), hashes.SHA256())]
+        return files, thumbprints
 
     def server(self, file_stem, names):
         """A certificate for host names and addresses; returns the files of chain and key."""
@@ -62,9 +76,12 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
+        return self._write(file_stem, certificate, key, self.root_pem)
+
+    def _write(self, file_stem, certificate, key, chain_pem):
         chain_file = self._folder / f"{file_stem}.pem"
         key_file = self._folder / f"{file_stem}.key"
-        chain_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + self.root_pem)
+        chain_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + chain_pem)
         key_file.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

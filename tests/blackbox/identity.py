@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Identity:
-    """A device or module with its key."""
+    """A device or module with its key, or without one if it proves itself by certificate."""
 
     host: str
     device: str
@@ -20,7 +20,7 @@ class Identity:
     @classmethod
     def parse(cls, text):
         parts = dict(part.split("=", 1) for part in text.strip().split(";") if part)
-        return cls(parts["HostName"], parts["DeviceId"], parts.get("ModuleId"), parts["SharedAccessKey"])
+        return cls(parts["HostName"], parts["DeviceId"], parts.get("ModuleId"), parts.get("SharedAccessKey"))
 
     @property
     def client_id(self):

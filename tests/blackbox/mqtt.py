@@ -56,12 +56,14 @@ class Closed(Exception):
 class Connection:
     """One TLS connection; every wait has a deadline."""
 
-    def __init__(self, host, port, root_file, handshake=True):
+    def __init__(self, host, port, root_file, handshake=True, certificate=None):
         raw = socket.create_connection((host, port), timeout=TIMEOUT_SECS)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = raw
         if handshake:
             context = ssl.create_default_context(cafile=str(root_file))
+            if certificate:
+                context.load_cert_chain(*map(str, certificate))
             self._socket = context.wrap_socket(raw, server_hostname=host)
         self._buffer = bytearray()
 

@@ -21,18 +21,18 @@ def json_message(body, properties=None):
     return message(body, properties, "application/json", "utf-8")
 
 
-def _client(kinds, site, identity):
+def _client(kinds, site, identity, **options):
     kind = kinds[1] if identity.module else kinds[0]
     return kind.create_from_connection_string(
         identity.connection_string(gateway=site.address), server_verification_cert=site.root_pem,
-        connection_retry_interval=RETRY_SECS,
+        connection_retry_interval=RETRY_SECS, **options,
     )  # fmt: skip
 
 
 @contextmanager
-def client(site, identity, connect=True):
+def client(site, identity, connect=True, **options):
     """A synchronous client. `send_message` returns when the hub has acknowledged."""
-    made = _client((IoTHubDeviceClient, IoTHubModuleClient), site, identity)
+    made = _client((IoTHubDeviceClient, IoTHubModuleClient), site, identity, **options)
     try:
         if connect:
             made.connect()
@@ -45,13 +45,13 @@ def client(site, identity, connect=True):
 
 
 @contextmanager
-def receiver(site, identity, handler):
+def receiver(site, identity, handler, **options):
     """A module that receives its inputs.
 
     The handler is there before the connection: a stored session delivers at once, and the SDK acknowledges and
     throws away what comes while it has no handler.
     """
-    with client(site, identity, connect=False) as made:
+    with client(site, identity, connect=False, **options) as made:
         made.on_message_received = handler  # connects
         yield made
 

@@ -17,6 +17,8 @@ from .proxy import Proxy
 CLOUD_HOST = "cloud.test"
 EDGE = "edge1"
 MQTT_PORT = 8883  # fixed in the SDKs, so every hub has an address of its own
+HTTPS_PORT = 443  # fixed too; only sites that ask for WebSockets open it
+WEBSOCKETS = {"httpSettings__enabled": "true"}
 ADDRESS_TRIES_MAX = 20
 LEAVES = ("leaf1", "leaf2", "leaf3")
 MODULES = ("sender", "receiver")
@@ -176,6 +178,7 @@ class Site:
             "amqpSettings__enabled": "false",
             "httpSettings__enabled": "false",
             "httpSettings__metrics_port": self.pages[1],
+            "EDGEHUB_LISTEN__HTTPS_ADDRESS": self.address,
             "EDGEHUB_LISTEN__MQTT_ADDRESS": self.address,
             "EDGEHUB_LISTEN__MQTT_PORT": MQTT_PORT,
             "EDGEHUB_LISTEN__METRICS_ADDRESS": self.address,

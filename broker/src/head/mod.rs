@@ -3,3 +3,4 @@
 pub mod amqp;
 pub mod mqtt;
 pub(crate) mod warn_limit;
+pub mod websocket;

@@ -5,9 +5,12 @@
 //! and the token must be that of the device's hub module. (The first implementation does not compare the first
 //! element, so that one child hub could act as any identity.)
 
+use bytes::Bytes;
+
+use super::certificate::{CertificateFault, ClientTrust};
 use super::name::Identity;
 use super::scope::{CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, ScopeCache};
-use super::token::{Hosts, SasToken, TokenError};
+use super::token::{EXPIRY_TOLERANCE_SECS, Hosts, SasToken, TokenError};
 use super::{Authentication, ServiceIdentity, Status};
 use crate::backend::{Credentials, Login};
 
@@ -31,8 +34,9 @@ pub enum Verdict {
 /// An accepted login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
-    /// When the token expires, in seconds since 1970, without tolerance.
-    pub expires_at_secs: i64,
+    /// The first second since 1970 in which the same credentials are refused, tolerance included; absent when they do not
+    /// expire.
+    pub until_secs: Option<i64>,
 }
 
 /// Why a login is refused. Holds no secret.
@@ -67,9 +71,17 @@ pub enum Refusal {
     /// No credentials.
     #[error("no credentials; send a SAS token as password")]
     NoCredentials,
-    /// Client certificates.
-    #[error("certificate authentication is not in this release; use a SAS token")]
-    Certificate,
+    /// The certificate does not prove the device. Its record can be old.
+    #[error("the certificate does not prove that this is {identity}: {fault}")]
+    Certificate {
+        /// The device.
+        identity: Identity,
+        /// Why not.
+        fault: CertificateFault,
+    },
+    /// Certificates are for devices themselves.
+    #[error("a certificate proves a device itself, not a module, and nobody acts for others with it")]
+    CertificateMisplaced,
 }
 
 impl Refusal {
@@ -80,8 +92,16 @@ impl Refusal {
             | Refusal::Disabled(identity)
             | Refusal::NotByToken(identity)
             | Refusal::NoChain(identity)
-            | Refusal::NotAbove { target: identity, .. } => Some(identity),
-            Refusal::Token(_) | Refusal::Chain(_) | Refusal::NoCredentials | Refusal::Certificate => None,
+            | Refusal::NotAbove { target: identity, .. }
+            | Refusal::Certificate {
+                identity,
+                fault: CertificateFault::Thumbprint | CertificateFault::NotByCertificate,
+            } => Some(identity),
+            Refusal::Token(_)
+            | Refusal::Chain(_)
+            | Refusal::NoCredentials
+            | Refusal::Certificate { .. }
+            | Refusal::CertificateMisplaced => None,
         }
     }
 }
@@ -111,16 +131,45 @@ pub fn actor_of(claimed: &Identity, auth_chain: Option<&str>) -> Result<Option<I
 }
 
 /// Decides on a login.
-pub fn verify(login: &Login, scope: &ScopeCache, hosts: &Hosts, now_secs: i64) -> Verdict {
+pub fn verify(
+    login: &Login,
+    scope: &ScopeCache,
+    hosts: &Hosts,
+    trust: &ClientTrust,
+    now_secs: i64,
+) -> Verdict {
     let token = match &login.credentials {
         Credentials::SasToken(token) => token,
-        Credentials::Certificate(_) => return Verdict::Refused(Refusal::Certificate),
+        Credentials::Certificate(shown) => {
+            if login.identity.module_id().is_some() || login.auth_chain.is_some() {
+                return Verdict::Refused(Refusal::CertificateMisplaced);
+            }
+            return verify_certificate(&login.identity, shown, scope, trust, now_secs);
+        }
         Credentials::None => return Verdict::Refused(Refusal::NoCredentials),
     };
     match actor_of(&login.identity, login.auth_chain.as_deref()) {
         Err(refusal) => Verdict::Refused(refusal),
         Ok(None) => verify_token(&login.identity, token, scope, hosts, now_secs),
         Ok(Some(actor)) => verify_on_behalf(&login.identity, &actor, token, scope, hosts, now_secs),
+    }
+}
+
+/// Decides on the certificates that a device showed, leaf first.
+pub fn verify_certificate(
+    device: &Identity,
+    shown: &[Bytes],
+    scope: &ScopeCache,
+    trust: &ClientTrust,
+    now_secs: i64,
+) -> Verdict {
+    let Some(entry) = scope.get(device) else { return Verdict::Unknown(device.clone()) };
+    if entry.status == Status::Disabled {
+        return Verdict::Refused(Refusal::Disabled(device.clone()));
+    }
+    match trust.verify(shown, device, &entry.authentication, now_secs) {
+        Ok(until_secs) => Verdict::Accepted(Accepted { until_secs: Some(until_secs) }),
+        Err(fault) => Verdict::Refused(Refusal::Certificate { identity: device.clone(), fault }),
     }
 }
 
@@ -204,7 +253,10 @@ fn verify_keys(
     }
     let keys = entry.keys().chain(device.iter().flat_map(|device| device.keys()));
     match token.check_signature(keys) {
-        Ok(()) => Verdict::Accepted(Accepted { expires_at_secs: token.expires_at_secs() }),
+        Ok(()) => {
+            let until_secs = token.expires_at_secs().saturating_add(EXPIRY_TOLERANCE_SECS + 1);
+            Verdict::Accepted(Accepted { until_secs: Some(until_secs) })
+        }
         Err(_) => Verdict::Refused(Refusal::Signature(claimed.clone())),
     }
 }
@@ -251,7 +303,7 @@ pub(crate) mod tests {
     }
 
     fn decide(login: &Login, cache: &ScopeCache) -> Verdict {
-        verify(login, cache, &hosts(), super::super::unix_now_secs())
+        verify(login, cache, &hosts(), &ClientTrust::none(), super::super::unix_now_secs())
     }
 
     #[tokio::test]
@@ -338,7 +390,15 @@ pub(crate) mod tests {
     fn certificates_and_nothing_are_refused_with_a_reason() {
         let mut login = login("leaf1", None, "".into());
         login.credentials = Credentials::Certificate(Vec::new());
-        assert_eq!(decide(&login, &cache()), Verdict::Refused(Refusal::Certificate));
+        let fault = CertificateFault::Unreadable;
+        let refused = Refusal::Certificate { identity: id("leaf1"), fault };
+        assert_eq!(decide(&login, &cache()), Verdict::Refused(refused));
+        for (identity, chain) in [("top/filter", None), ("leaf2", Some("leaf2;child"))] {
+            login = Login { identity: id(identity), auth_chain: chain.map(Into::into), ..login };
+            assert_eq!(decide(&login, &cache()), Verdict::Refused(Refusal::CertificateMisplaced));
+        }
+        login = Login { identity: id("stranger"), auth_chain: None, ..login };
+        assert_eq!(decide(&login, &cache()), Verdict::Unknown(id("stranger")));
         login.credentials = Credentials::None;
         assert_eq!(decide(&login, &cache()), Verdict::Refused(Refusal::NoCredentials));
     }

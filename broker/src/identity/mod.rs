@@ -1,6 +1,7 @@
 //! Who is who: device and module identities, their tokens, the cache of those in scope.
 
 mod authenticate;
+mod certificate;
 mod key;
 mod name;
 mod record;
@@ -9,13 +10,18 @@ mod scope;
 mod scope_client;
 mod token;
 
-pub use authenticate::{Accepted, Refusal, Verdict, actor_of, verify, verify_on_behalf, verify_token};
+pub use authenticate::{
+    Accepted, Refusal, Verdict, actor_of, verify, verify_certificate, verify_on_behalf, verify_token,
+};
+pub use certificate::{
+    CERTIFICATE_BYTES_MAX, CERTIFICATES_SHOWN_MAX, CertificateFacts, CertificateFault, ClientTrust,
+};
 pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
 pub use name::{ID_BYTES_MAX, Identity, IdentityError};
 pub use record::{Authentication, ScopePage, ServiceIdentity, ServiceIdentityError, Status};
 pub use refresh::{
-    CHANGES_MAX, FullScope, LEAF_MODULES_MAX, REMEMBERED_REFRESHES_MAX, RefreshOptions, SINGLE_REFRESHES_MAX,
-    ScopeError, ScopeRefresher, ScopeSource, WAITING_LOGINS_MAX,
+    CHANGES_MAX, Clock, FullScope, LEAF_MODULES_MAX, REMEMBERED_REFRESHES_MAX, RefreshOptions,
+    SINGLE_REFRESHES_MAX, ScopeError, ScopeRefresher, ScopeSource, WAITING_LOGINS_MAX,
 };
 pub use scope::{
     CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX, ScopeCache, ScopeCacheError, ScopeChange,

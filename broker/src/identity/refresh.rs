@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout};
 
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
+use super::certificate::ClientTrust;
 use super::name::Identity;
 use super::record::{Authentication, ServiceIdentity};
 use super::scope::{ScopeCache, ScopeCacheError, ScopeChange};
@@ -133,7 +134,13 @@ pub struct ScopeRefresher<S> {
     full_wanted: Notify,
     full_done: watch::Sender<u64>,
     changes: broadcast::Sender<Arc<ScopeChange>>,
+    changed: watch::Sender<u64>,
+    clock: Clock,
+    trust: ClientTrust,
 }
+
+/// A clock: seconds since 1970-01-01 UTC.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 #[derive(Default)]
 struct Turn {
@@ -173,7 +180,22 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             full_wanted: Notify::new(),
             full_done: watch::channel(0).0,
             changes: broadcast::channel(CHANGES_MAX).0,
+            changed: watch::channel(0).0,
+            clock: Arc::new(unix_now_secs),
+            trust: ClientTrust::none(),
         }
+    }
+
+    /// Takes the time from another clock than the system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Judges the certificates of clients by this bundle.
+    #[must_use]
+    pub fn with_client_trust(self, trust: ClientTrust) -> Self {
+        Self { trust, ..self }
     }
 
     /// The cache.
@@ -184,6 +206,16 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     /// What changes from now on. A listener that is told that it lagged must look at everything again.
     pub fn changes(&self) -> broadcast::Receiver<Arc<ScopeChange>> {
         self.changes.subscribe()
+    }
+
+    /// A number that grows with every change.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The time by which tokens are judged, in seconds since 1970.
+    pub fn now_secs(&self) -> i64 {
+        (self.clock)()
     }
 
     /// Refreshes at start, periodically and on demand; drive it for as long as the hub runs.
@@ -327,8 +359,9 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         settled(verdict, failed)
     }
 
-    fn verdict(&self, login: &Login) -> Verdict {
-        verify(login, &self.cache, &self.hosts, unix_now_secs())
+    /// What the cache says to a login, without asking the upstream.
+    pub fn verdict(&self, login: &Login) -> Verdict {
+        verify(login, &self.cache, &self.hosts, &self.trust, self.now_secs())
     }
 
     /// Asks the upstream for an identity, at most once per delay.
@@ -404,6 +437,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         if !change.is_empty() {
             // Fails only when nobody listens.
             let _ = self.changes.send(change.clone());
+            self.changed.send_modify(|count| *count += 1);
         }
         change
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod connection;
+mod decisions;
 mod differential;
 mod mock;
 mod vectors;

@@ -1,11 +1,7 @@
-//! Owns the reading of the validity out of a certificate.
+//! Owns what an operator is told of the validity of the server certificate.
 
-use time::{Date, Month, OffsetDateTime, Time};
-
-const SEQUENCE: u8 = 0x30;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const VERSION: u8 = 0xa0;
+use edgehub_broker::identity::CertificateFacts;
+use time::OffsetDateTime;
 
 /// The time in which a certificate is valid (RFC 5280 §4.1.2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,20 +15,8 @@ pub struct Validity {
 impl Validity {
     /// Reads the validity of a certificate in DER form; `None` if the form is not that of RFC 5280.
     pub fn of(certificate: &[u8]) -> Option<Self> {
-        let (_, certificate, _) = element(certificate).filter(|(tag, ..)| *tag == SEQUENCE)?;
-        let (_, mut rest, _) = element(certificate).filter(|(tag, ..)| *tag == SEQUENCE)?;
-        if let Some((VERSION, _, after)) = element(rest) {
-            rest = after;
-        }
-        // serial number, signature algorithm, issuer
-        for _ in 0..3 {
-            rest = element(rest)?.2;
-        }
-        let (_, validity, _) = element(rest).filter(|(tag, ..)| *tag == SEQUENCE)?;
-        let (tag, from, rest) = element(validity)?;
-        let not_before = moment(tag, from)?;
-        let (tag, until, _) = element(rest)?;
-        Some(Self { not_before, not_after: moment(tag, until)? })
+        let CertificateFacts { not_before, not_after, .. } = CertificateFacts::of(certificate)?;
+        Some(Self { not_before, not_after })
     }
 
     /// What an operator should know of it at this moment.
@@ -50,63 +34,10 @@ impl Validity {
     }
 }
 
-/// Takes one element of DER: its tag, its content and what follows.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&tag, rest) = bytes.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x83 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
-        }
-        _ => return None,
-    };
-    let (content, after) = rest.split_at_checked(length)?;
-    Some((tag, content, after))
-}
-
-/// `YYMMDDhhmmssZ` (years 1950 to 2049) or `YYYYMMDDhhmmssZ`.
-fn moment(tag: u8, text: &[u8]) -> Option<OffsetDateTime> {
-    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let (year, rest) = match tag {
-        UTC_TIME => {
-            let (year, rest) = text.split_at_checked(2)?;
-            let year: i32 = year.parse().ok()?;
-            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
-        }
-        GENERALIZED_TIME => {
-            let (year, rest) = text.split_at_checked(4)?;
-            (year.parse().ok()?, rest)
-        }
-        _ => return None,
-    };
-    if rest.len() != 10 {
-        return None;
-    }
-    let part = |place: usize| rest[2 * place..2 * place + 2].parse::<u8>().ok();
-    let date = Date::from_calendar_date(year, Month::try_from(part(0)?).ok()?, part(1)?).ok()?;
-    Some(date.with_time(Time::from_hms(part(2)?, part(3)?, part(4)?).ok()?).assume_utc())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use time::macros::datetime;
-
-    #[test]
-    fn both_forms_of_time() {
-        assert_eq!(moment(UTC_TIME, b"491231235959Z"), Some(datetime!(2049-12-31 23:59:59 UTC)));
-        assert_eq!(moment(UTC_TIME, b"500101000000Z"), Some(datetime!(1950-01-01 00:00 UTC)));
-        assert_eq!(moment(GENERALIZED_TIME, b"20500101000000Z"), Some(datetime!(2050-01-01 00:00 UTC)));
-        for broken in [&b"4912312359Z"[..], b"491331235959Z", b"491231235959", b"", b"Z", b"49123123595\xffZ"]
-        {
-            assert_eq!(moment(UTC_TIME, broken), None);
-        }
-    }
 
     #[test]
     fn a_made_certificate_and_its_broken_copies() {

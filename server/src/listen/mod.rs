@@ -1,6 +1,8 @@
 //! Owns the listening sockets: binding them, and saying clearly why one cannot be bound.
 
+pub mod forwarded;
 mod handshake;
+pub mod https;
 mod threads;
 
 use std::io;

@@ -100,6 +100,17 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_upstream_inflight", N, "Transfers to the upstream not yet settled"),
     counter("edgehub_config_applied_total", N, "Configurations received, by status"),
     gauge("edgehub_certificate_expiry_seconds", N, "Time to the expiry of a certificate"),
+    counter(
+        "edgehub_credentials_ended_total",
+        N,
+        "Connections closed because their credentials no longer hold",
+    ),
+    counter(
+        "edgehub_websocket_protocol_errors_total",
+        N,
+        "WebSockets closed for a fault of the client, by reason",
+    ),
+    counter("edgehub_client_take_overs_total", N, "Connections closed for a newer one of the same identity"),
     gauge("edgehub_scope_cache_identities", N, "Identities known"),
     counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
     counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),

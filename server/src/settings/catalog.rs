@@ -73,7 +73,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 }
 
 const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
-const NO_HTTPS_HEAD: &str = "this release has no HTTPS and WebSocket listener";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
@@ -110,8 +109,8 @@ const KNOWN: &[KnownSetting] = &[
     ignored("amqpSettings:port", NO_AMQP_HEAD),
     ignored("amqpSettings:scheme", NO_AMQP_HEAD),
     ignored("amqpSettings:delayedBatchingEnabled", NO_AMQP_HEAD),
-    ignored("httpSettings:enabled", NO_HTTPS_HEAD),
-    ignored("httpSettings:port", NO_HTTPS_HEAD),
+    used("httpSettings:enabled"),
+    used("httpSettings:port"),
     used("httpSettings:metrics_port"),
     used("ClientCertAuthEnabled"),
     used("SslProtocols"),
@@ -146,7 +145,7 @@ const KNOWN: &[KnownSetting] = &[
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
-    ignored("ApiProxyModuleId", NO_HTTPS_HEAD),
+    used("ApiProxyModuleId"),
     ignored("ServerCertificateRenewAfterInMs", RENEWAL),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream
@@ -205,6 +204,7 @@ const KNOWN: &[KnownSetting] = &[
     own("listen:mqtt_address"),
     own("listen:mqtt_port"),
     own("listen:mqtt_plain"),
+    own("listen:https_address"),
     own("listen:metrics_address"),
     own("listen:threads"),
     own("listen:handshake_timeout_secs"),

@@ -100,6 +100,8 @@ pub struct TlsSettings {
 pub struct ListenSettings {
     /// MQTT over TLS.
     pub mqtt: Option<ListenAddress>,
+    /// HTTPS and WebSockets.
+    pub https: Option<ListenAddress>,
     /// MQTT without TLS.
     pub mqtt_plain: Option<ListenAddress>,
     /// `/metrics`, `/healthz` and `/status`, plain HTTP.
@@ -196,6 +198,8 @@ pub struct ScopeSettings {
     pub refresh_delay: Duration,
     /// Messages of senders that left the scope go to the dead letters (`TrackDeviceState`).
     pub tracks_senders: bool,
+    /// The module on this device whose forwarded client certificates are believed.
+    pub api_proxy_module_id: String,
 }
 
 /// The metrics page.
@@ -236,7 +240,7 @@ impl Settings {
     fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         let hub = HubIdentity::read(values)?;
         let listen = ListenSettings::read(values)?;
-        let certificates = CertificateFiles::read(values, listen.mqtt.is_some())?;
+        let certificates = CertificateFiles::read(values, listen.mqtt.is_some() || listen.https.is_some())?;
         Ok(Self {
             certificates,
             tls: TlsSettings {
@@ -293,6 +297,7 @@ impl CertificateFiles {
 impl ListenSettings {
     fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
         let mqtt = values.listen("listen:mqtt_address", "listen:mqtt_port")?;
+        let https = values.listen("listen:https_address", "httpSettings:port")?;
         let threads_expected = format!("a whole number from 1 to {THREADS_MAX}");
         let parse_threads =
             |text: &str| text.parse::<NonZeroUsize>().ok().filter(|threads| threads.get() <= THREADS_MAX);
@@ -302,6 +307,7 @@ impl ListenSettings {
         };
         Ok(Self {
             mqtt: values.flag("mqttSettings:enabled")?.then_some(mqtt),
+            https: values.flag("httpSettings:enabled")?.then_some(https),
             mqtt_plain: values.required(
                 "listen:mqtt_plain",
                 "off, a port (bound to loopback), or an address with a port",
@@ -376,6 +382,9 @@ impl ScopeSettings {
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
             tracks_senders: values.flag("TrackDeviceState")?,
+            api_proxy_module_id: values.required("ApiProxyModuleId", "a module id", |text| {
+                (!text.is_empty()).then(|| text.to_owned())
+            })?,
         })
     }
 }

@@ -118,6 +118,18 @@ where
     end
 }
 
+/// Answers the CONNECT of a connection that may not log in as anybody with code 5, and ends it.
+pub async fn refuse<S>(stream: S, limits: &MqttLimits, peer: &Peer, reason: &str) -> ConnectionEnd
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut wire = Wire::new(stream);
+    let end = handshake::refuse_any(&mut wire, limits, peer, reason).await;
+    end.report(None);
+    wire.close(matches!(end, ConnectionEnd::Refused(_))).await;
+    end
+}
+
 async fn run<S, B, F>(
     wire: &mut Wire<S>,
     backend: &B,

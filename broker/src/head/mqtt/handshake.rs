@@ -49,15 +49,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     B: Backend,
 {
-    let deadline = peer.accepted_at + limits.connect_arrival_max;
-    let connect =
-        timeout_at(deadline, read_connect(wire)).await.map_err(|_| ConnectionEnd::ConnectTimeout)?;
-    let connect = match connect {
-        Err(ConnectionEnd::Protocol(ProtocolError::Decode(DecodeError::ProtocolLevel(level)))) => {
-            return Err(refuse(wire, ConnectCode::ProtocolLevel, &format!("protocol level {level}")));
-        }
-        connect => connect?,
-    };
+    let connect = arrived(wire, limits, &peer).await?;
     let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
     let login = match login(&connect, limits, peer) {
         Ok(login) => login,
@@ -119,6 +111,36 @@ where
         keep_alive_secs: connect.keep_alive_secs,
         will,
     })
+}
+
+/// Refuses whoever connects.
+pub(super) async fn refuse_any<S>(
+    wire: &mut Wire<S>,
+    limits: &MqttLimits,
+    peer: &Peer,
+    reason: &str,
+) -> ConnectionEnd
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match arrived(wire, limits, peer).await {
+        Ok(_) => refuse(wire, ConnectCode::NotAuthorized, reason),
+        Err(end) => end,
+    }
+}
+
+/// CONNECT, in time and of a protocol level that is spoken here.
+async fn arrived<S>(wire: &mut Wire<S>, limits: &MqttLimits, peer: &Peer) -> Result<Connect, ConnectionEnd>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let deadline = peer.accepted_at + limits.connect_arrival_max;
+    match timeout_at(deadline, read_connect(wire)).await.map_err(|_| ConnectionEnd::ConnectTimeout)? {
+        Err(ConnectionEnd::Protocol(ProtocolError::Decode(DecodeError::ProtocolLevel(level)))) => {
+            Err(refuse(wire, ConnectCode::ProtocolLevel, &format!("protocol level {level}")))
+        }
+        connect => connect,
+    }
 }
 
 /// What CONNECT asks for, or how it is refused without asking anybody.

@@ -15,6 +15,6 @@ pub mod topic;
 pub mod username;
 mod wire;
 
-pub use connection::{MqttLimits, Peer, serve};
+pub use connection::{MqttLimits, Peer, refuse, serve};
 pub use encode::ConnectCode;
 pub use end::{ConnectionEnd, ProtocolError};

@@ -180,12 +180,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Writes what is left when `flush`, ends the stream in order, and waits a moment for the peer's end.
     pub(super) async fn close(mut self, flush: bool) {
+        let broken = self.broken;
         let closing = async {
             if flush {
-                while let Some(bytes) = self.queue.pop_front() {
-                    self.stream.write_all(&bytes).await?;
-                }
-                self.stream.write_all(&self.output).await?;
+                // A peer that takes no more bytes shall still see an orderly end.
+                let _ = self.write_rest().await;
             }
             self.stream.shutdown().await?;
             let mut scratch = [0u8; 1_024];
@@ -198,10 +197,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
             std::io::Result::Ok(())
         };
-        if !self.broken {
+        if !broken {
             // Whatever fails here fails for a peer that is gone already.
             let _ = tokio::time::timeout(CLOSE_MAX, closing).await;
         }
+    }
+
+    async fn write_rest(&mut self) -> std::io::Result<()> {
+        while let Some(bytes) = self.queue.pop_front() {
+            self.stream.write_all(&bytes).await?;
+        }
+        self.stream.write_all(&self.output).await
     }
 
     fn written(&mut self, mut count: usize) {

@@ -11,7 +11,7 @@ KILLS ?= 100
 MODEL_CASES ?= 2000
 FULL_SECS ?= 180
 
-.PHONY: help demo test test-rust test-blackbox soak bench load fuzz setup lint deny doc
+.PHONY: help demo test test-rust test-blackbox soak bench load fuzz setup setup-tests lint deny doc
 
 help:
 	@echo "make demo    build the program and show it at work"
@@ -26,6 +26,9 @@ help:
 setup:
 	@scripts/setup
 
+setup-tests:
+	@scripts/setup tests
+
 demo: setup
 	$(CARGO) build --release -p edgehub
 	target/release/edgehub demo
@@ -37,7 +40,7 @@ test-rust: setup
 	$(CARGO) build --workspace --bins --tests
 	$(CARGO) test --workspace
 
-test-blackbox: setup $(VENV)/requirements
+test-blackbox: setup-tests $(VENV)/requirements
 	$(CARGO) build --workspace --bins --tests
 	EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests
 

@@ -1,13 +1,14 @@
 //! The decision where a message goes, by kind of condition and number of routes.
 //!
-//! Before each case is timed, what it allocates is counted over many decisions, printed, and held to nothing.
+//! Before each case is timed, what it allocates is counted over many decisions, printed, and held to nothing. Beside it
+//! runs the plain evaluation of the same conditions, which walks their trees.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use edgehub_routing::{
-    DEFAULT_PRIORITY, Decision, MessageSource, MessageView, PropertyName, RouteSpec, RouteTable,
-    SystemProperty, Text,
+    Condition, DEFAULT_PRIORITY, Decision, MessageSource, MessageView, PropertyName, RouteSpec, RouteTable,
+    SystemProperty, Text, Truth,
 };
 
 /// A telemetry message as a gateway module sends it: four properties, and 850 bytes of JSON.
@@ -133,6 +134,10 @@ fn table(case: &Case) -> RouteTable {
     table
 }
 
+fn condition(text: &str) -> Option<Condition> {
+    (!text.is_empty()).then(|| Condition::compile(text).expect("the table took it"))
+}
+
 fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");
     group.throughput(Throughput::Elements(1));
@@ -156,6 +161,16 @@ fn decide(criterion: &mut Criterion) {
         group.bench_function(case.name, |bencher| {
             bencher.iter(|| table.decide(&candidates, black_box(&case.message), &mut decision));
         });
+        // The same conditions, one after the other, by walking their trees.
+        if !candidates.is_empty() {
+            let trees: Vec<Condition> = case.conditions.iter().filter_map(|text| condition(text)).collect();
+            group.bench_function(format!("{}, walked", case.name), |bencher| {
+                bencher.iter(|| {
+                    let message = black_box(&case.message);
+                    trees.iter().filter(|tree| tree.walk(message) == Truth::True).count()
+                });
+            });
+        }
     }
     group.finish();
 }

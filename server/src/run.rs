@@ -48,6 +48,8 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let prepared = prepare(options)?;
     let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
     let control = control_plane()?;
+    // From here on: a signal that comes during the start is heard as soon as the hub is ready.
+    let signals = control.block_on(async { Signals::watch() })?;
     let pages = Pages::new(prepared.recorder.clone());
     info!(address = %pages_listener.address(), "Pages are open");
     let serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
@@ -71,7 +73,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     });
     pages.set_health(Health::Ready);
     info!("The hub is ready");
-    let ended = control.block_on(until_stopped(serving, &prepared));
+    let ended = control.block_on(until_stopped(signals, serving, &prepared));
     pages.set_health(Health::Stopping);
     info!("Stopping");
     if let Some(admin) = admin {
@@ -199,26 +201,29 @@ fn install_recorder(settings: &Settings) -> Recorder {
 /// # Errors
 /// Signals cannot be watched.
 pub async fn until_signal() -> Result<(), Failure> {
-    StopSignals::watch()?.received().await;
+    Signals::watch()?.stop().await;
     Ok(())
 }
 
-/// SIGTERM and SIGINT, watched from here on: one that comes while nobody waits is not lost.
-struct StopSignals {
+/// The signals that the program knows, watched from here on: one that comes while nobody waits is not lost.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
-impl StopSignals {
+impl Signals {
     fn watch() -> Result<Self, Failure> {
         let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(unwatched)?,
             interrupt: signal(SignalKind::interrupt()).map_err(unwatched)?,
+            hangup: signal(SignalKind::hangup()).map_err(unwatched)?,
         })
     }
 
-    async fn received(&mut self) {
+    /// Waits for one that asks to stop.
+    async fn stop(&mut self) {
         tokio::select! {
             _received = self.terminate.recv() => {}
             _received = self.interrupt.recv() => {}
@@ -229,16 +234,16 @@ impl StopSignals {
 /// Waits for a signal that asks to stop, or for the end of the pages. SIGHUP puts renewed certificate files in
 /// force: new handshakes get the new certificate, open connections stay.
 async fn until_stopped(
+    mut signals: Signals,
     mut serving: JoinHandle<std::io::Result<()>>,
     prepared: &Prepared,
 ) -> Result<(), Failure> {
-    let unwatched = |source| Failure::System { what: "signals cannot be watched", source };
-    let mut stop = StopSignals::watch()?;
-    let mut renewed = signal(SignalKind::hangup()).map_err(unwatched)?;
+    let Signals { terminate, interrupt, hangup } = &mut signals;
     loop {
         tokio::select! {
-            () = stop.received() => return Ok(()),
-            _received = renewed.recv() => reload_certificate(prepared),
+            _received = terminate.recv() => return Ok(()),
+            _received = interrupt.recv() => return Ok(()),
+            _received = hangup.recv() => reload_certificate(prepared),
             served = &mut serving => return match served {
                 Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),
                 Ok(Ok(())) | Err(_) => Ok(()),

@@ -29,6 +29,7 @@ fn hub(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edgehub"));
     command.env_clear().env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
     command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
+    command.env("httpSettings__enabled", "false");
     command.env("StorageFolder", folder).args(["run", "--manifest", MANIFEST]);
     command
 }
@@ -136,12 +137,10 @@ fn what_an_operator_must_decide_stops_the_start() {
     fs::write(file.join("edgeHub"), "").unwrap();
     refused(&hub(&file).output().unwrap(), &["edgeHub is not a directory", "move it away"]);
 
-    // The database of a reference hub is left alone.
+    // The database of another program in our place is left alone.
     let reference = folder.path().join("reference");
     fs::create_dir_all(reference.join("edgeHub")).unwrap();
-    fs::rename(path.join("db"), folder.path().join("db")).unwrap();
-    fs::remove_dir(reference.join("edgeHub")).unwrap();
-    fs::rename(folder.path().join("db"), reference.join("edgeHub")).unwrap();
+    fs::rename(path.join("db"), reference.join("edgeHub/store")).unwrap();
     let before = snapshot(&reference);
     refused(&hub(&reference).output().unwrap(), &["database of another program", "choose another"]);
     assert_eq!(snapshot(&reference), before);

@@ -48,9 +48,6 @@ pub(crate) enum Marker {
 /// Opens the database below the storage folder; creates it if there is nothing. A directory that is not ours is
 /// not touched. What is damaged is set aside, and waits in the engine's list for an account of what is lost.
 pub(crate) fn open(folder: &Path, budget: DiskBudget) -> Result<Engine, OpenError> {
-    if is_database(folder) {
-        return Err(OpenError::ForeignDatabase { path: folder.to_owned() });
-    }
     let path = folder.join("store");
     create(&path)?;
     if is_database(&path) {
@@ -94,9 +91,11 @@ pub(crate) fn open(folder: &Path, budget: DiskBudget) -> Result<Engine, OpenErro
         write_marker(&path, State::Ready)?;
     }
     rescue.finish(&damage)?;
-    let reference = folder.join("edgeHub");
-    if is_database(&reference) {
-        tracing::info!(path = %reference.display(), "found the database of a reference hub; it is left alone");
+    if is_database(folder) {
+        tracing::warn!(
+            path = %folder.display(),
+            "the database of another program, such as the reference hub, is left alone; what waits in it is not delivered"
+        );
     }
     Ok(engine)
 }

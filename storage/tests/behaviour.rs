@@ -378,16 +378,16 @@ fn a_store_that_cannot_be_opened_says_why_and_is_left_alone() {
     std::fs::write(&marker, sound).unwrap();
     open(path).unwrap();
 
-    // A foreign database is not touched; one beside ours does not matter.
+    // A foreign database is not touched; the store goes beside its files, and never takes their place.
     let foreign = path.join("moved");
     std::fs::rename(path.join("store/db"), &foreign).unwrap();
     let files = || std::fs::read_dir(&foreign).unwrap().count();
     let before = files();
-    assert!(matches!(open(&foreign), Err(OpenError::ForeignDatabase { .. })));
-    assert_eq!(files(), before);
+    open(&foreign).unwrap();
+    assert_eq!(files(), before + 1);
     let folder = tempfile::tempdir().unwrap();
-    std::fs::rename(&foreign, folder.path().join("edgeHub")).unwrap();
-    open(folder.path()).unwrap();
+    std::fs::rename(&foreign, folder.path().join("store")).unwrap();
+    assert!(matches!(open(folder.path()), Err(OpenError::ForeignDatabase { .. })));
 }
 
 #[test]

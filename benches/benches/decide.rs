@@ -162,8 +162,8 @@ fn decide(criterion: &mut Criterion) {
             bencher.iter(|| table.decide(&candidates, black_box(&case.message), &mut decision));
         });
         // The same conditions, one after the other, by walking their trees.
-        if !candidates.is_empty() {
-            let trees: Vec<Condition> = case.conditions.iter().filter_map(|text| condition(text)).collect();
+        let trees: Vec<Condition> = case.conditions.iter().filter_map(|text| condition(text)).collect();
+        if !candidates.is_empty() && !trees.is_empty() {
             group.bench_function(format!("{}, walked", case.name), |bencher| {
                 bencher.iter(|| {
                     let message = black_box(&case.message);

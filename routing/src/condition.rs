@@ -7,6 +7,7 @@ use crate::check::{Checked, check};
 use crate::diagnostic::{Diagnostic, Fault, Span};
 use crate::evaluate::{Scratch, Truth};
 use crate::explain::{Evaluation, MessageLeaves, evaluation};
+use crate::lexer::is_path_unit;
 use crate::message::MessageView;
 use crate::program::{Program, Vocabulary};
 use crate::syntax::{Tree, parse_condition};
@@ -81,29 +82,8 @@ impl Condition {
 /// # Errors
 /// What is wrong with it.
 pub fn check_body_path(path: &str) -> Result<(), &'static str> {
-    // In a condition, the lexer ends a name at these.
-    let ends = |unit: char| {
-        matches!(
-            unit,
-            '(' | ')'
-                | '<'
-                | '>'
-                | '@'
-                | ','
-                | ';'
-                | ':'
-                | '\\'
-                | '"'
-                | '/'
-                | '?'
-                | '='
-                | '{'
-                | '}'
-                | '\t'
-                | '\n'
-                | '\r'
-        )
-    };
+    // In a condition, the lexer ends a name at these; a blank is the path's own affair.
+    let ends = |unit: char| unit != ' ' && !is_path_unit(unit);
     match path.find(ends) {
         None => BodyPath::parse(path).map(drop),
         // They may stand where nothing is looked at any more: there, an open bracket does no harm either.

@@ -129,7 +129,8 @@ fn longest(rest: &str) -> (TokenKind, usize) {
     }
 }
 
-fn is_path_unit(unit: char) -> bool {
+/// Whether a name may go on with this character.
+pub(crate) fn is_path_unit(unit: char) -> bool {
     !matches!(
         unit,
         '(' | ')'

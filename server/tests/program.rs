@@ -3,9 +3,13 @@
 // A test's helpers fail like the test itself.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+mod running;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+
+use running::Running;
 
 const IDENTITY: &str = "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey=c2VjcmV0";
 
@@ -75,81 +79,28 @@ fn texts_are_no_failures() {
     assert!(folder.path().join("server.key").is_file());
 }
 
-/// A running program; killed if a test fails before it has stopped.
-struct Running {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-    pages: SocketAddr,
+/// A hub with its state in memory and the manifest of an example.
+fn start(environment: &[(&str, &str)]) -> Running {
+    start_with(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json"),
+        environment,
+    )
 }
 
-impl Running {
-    fn start(environment: &[(&str, &str)]) -> Self {
-        let manifest =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/module-composition-example.json");
-        Self::start_with(manifest, environment)
-    }
-
-    fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Self {
-        let mut command = program();
-        command
-            .env("IotHubConnectionString", IDENTITY)
-            .env("mqttSettings__enabled", "false")
-            .env("httpSettings__enabled", "false");
-        command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
-        // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
-        command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");
-        command.envs(environment.iter().copied());
-        command.args(["run", "--manifest", manifest]);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        let pages = loop {
-            line.clear();
-            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the program ended");
-            if let Some((_, address)) = line.split_once("Pages are open address=") {
-                break address.trim().parse().unwrap();
-            }
-        };
-        Self { child, lines, pages }
-    }
-
-    /// Waits for the log line that says so.
-    fn until_ready(&mut self) {
-        self.until("The hub is ready");
-    }
-
-    fn until(&mut self, text: &str) {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the program ended");
-        }
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    fn ask(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(self.pages).unwrap();
-        write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
+fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Running {
+    let mut command = program();
+    command.env("IotHubConnectionString", IDENTITY);
+    command.env("mqttSettings__enabled", "false").env("httpSettings__enabled", "false");
+    command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
+    // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
+    command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");
+    command.envs(environment.iter().copied()).args(["run", "--manifest", manifest]);
+    Running::spawn(command)
 }
 
 #[test]
 fn the_pages_answer_and_a_signal_stops_the_program() {
-    let mut running = Running::start(&[("RuntimeLogLevle", "debug")]);
+    let mut running = start(&[("RuntimeLogLevle", "debug")]);
     running.until_ready();
     let health = running.ask("GET /healthz");
     assert!(health.starts_with("HTTP/1.1 200 ") && health.contains(r#""status":"ready""#), "{health}");
@@ -187,7 +138,7 @@ fn renewed_certificate_files_are_put_in_force_by_a_signal() {
     create();
     let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (certificate, key) = (file("server.pem"), file("server.key"));
-    let mut running = Running::start(&[
+    let mut running = start(&[
         ("mqttSettings__enabled", "true"),
         ("EDGEHUB_LISTEN__MQTT_ADDRESS", "127.0.0.1"),
         ("EDGEHUB_LISTEN__MQTT_PORT", "0"),
@@ -215,10 +166,10 @@ fn lints_are_logged_and_refuse_a_route_only_in_strict_mode() {
         "routes": {"late": "FROM /messages/* INTO $upstream WHERE a = 'x'", "up": "FROM /messages INTO $upstream"}}}}}"#;
     std::fs::write(&manifest, text).unwrap();
     let manifest = manifest.to_str().unwrap();
-    let mut running = Running::start_with(manifest, &[]);
+    let mut running = start_with(manifest, &[]);
     running.until("A route may not mean what it says: trailing-text at line 1 column 33");
     running.until("Routes in force routes=late, up");
-    let mut strict = Running::start_with(manifest, &[("EDGEHUB_ROUTING__STRICT", "true")]);
+    let mut strict = start_with(manifest, &[("EDGEHUB_ROUTING__STRICT", "true")]);
     strict.until("Routes in force routes=up");
     strict.until("route-lint in route \"late\": trailing-text at line 1 column 33");
 }
@@ -232,7 +183,7 @@ fn the_verbs_of_the_operator_reach_a_running_hub() {
     };
     let socket = folder.path().join("edgeHub/admin.sock");
     failed(&verb(&["ledger"]), 5, &format!("edgehub: no hub is running at {}", socket.display()));
-    let mut running = Running::start(&[("StorageFolder", storage), ("EDGEHUB_ADMIN__SOCKET", "")]);
+    let mut running = start(&[("StorageFolder", storage), ("EDGEHUB_ADMIN__SOCKET", "")]);
     running.until_ready();
     let ledger = verb(&["ledger"]);
     let text = String::from_utf8(ledger.stdout).unwrap();

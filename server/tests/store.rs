@@ -3,16 +3,17 @@
 // A test's helpers fail like the test itself.
 #![allow(clippy::unwrap_used)]
 
+mod running;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use edgehub_storage::{
     AppendRequest, Offset, Outcome, Overflow, Record, Settlement, Store, StoreOptions, Target, Ttl,
 };
+use running::Running;
 
 const IDENTITY: &str = "HostName=h.example;DeviceId=edge1;ModuleId=$edgeHub;SharedAccessKey=c2VjcmV0";
 /// A queue to which no route leads, so that nobody takes what is in it.
@@ -202,45 +203,10 @@ fn a_read_only_or_full_file_system_stops_the_start_and_says_so() {
     refused(&output, &["edgeHub/store", "is full", "free space"]);
 }
 
-/// A running hub; killed if a test fails before it has stopped.
-struct Running {
-    child: Child,
-    log: String,
-    pages: SocketAddr,
-}
-
-impl Running {
-    fn start(folder: &Path) -> Self {
-        let mut child = hub(folder).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let (mut log, mut pages) = (String::new(), None);
-        while !log.contains("The hub is ready") {
-            let mut line = String::new();
-            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "the program ended: {log}");
-            if let Some((_, address)) = line.split_once("Pages are open address=") {
-                pages = Some(address.trim().parse().unwrap());
-            }
-            log += &line;
-        }
-        // Somebody must read on, or the hub could wait for room.
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Self { child, log, pages: pages.unwrap() }
-    }
-
-    fn ask(&self, page: &str) -> String {
-        let mut stream = TcpStream::connect(self.pages).unwrap();
-        write!(stream, "GET {page} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
+fn start(folder: &Path) -> Running {
+    let mut running = Running::spawn(hub(folder));
+    running.until_ready();
+    running
 }
 
 #[test]
@@ -252,16 +218,16 @@ fn a_damaged_store_is_told_by_log_pages_and_metric_and_not_again() {
         let folder = tempfile::tempdir().unwrap();
         fill(folder.path(), 200);
         harm(folder.path());
-        let running = Running::start(folder.path());
+        let running = start(folder.path());
         assert!(running.log.contains("[ERR] - the store is damaged kind="), "{}", running.log);
-        let metrics = running.ask("/metrics");
+        let metrics = running.ask("GET /metrics");
         let counted = metrics.lines().find(|line| {
             line.starts_with("edgehub_store_damage_total") && line.contains(&format!("kind=\"{kind}\""))
         });
         assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{metrics}");
-        let health = running.ask("/healthz");
+        let health = running.ask("GET /healthz");
         assert!(health.starts_with("HTTP/1.1 200 ") && health.contains("the store is damaged: "), "{health}");
-        let status = running.ask("/status");
+        let status = running.ask("GET /status");
         assert!(status.contains(&format!("\"kind\":\"{kind}\"")), "{status}");
         assert!(status.contains("\"gap\":0") && status.contains("damaged-"), "{status}");
         let lost = status.contains("\"unreadable\":");
@@ -271,9 +237,9 @@ fn a_damaged_store_is_told_by_log_pages_and_metric_and_not_again() {
         let stat = store(&["stat", "--format", "json"], folder.path());
         let text = String::from_utf8(stat.stdout).unwrap();
         assert!(text.contains("\"set_aside\":[\"") && text.contains("\"gap\":0"), "{text}");
-        let running = Running::start(folder.path());
+        let running = start(folder.path());
         assert!(!running.log.contains("damaged"), "{}", running.log);
-        assert!(!running.ask("/healthz").contains("the store is damaged"));
+        assert!(!running.ask("GET /healthz").contains("the store is damaged"));
         drop(running);
     }
 }

@@ -14,7 +14,8 @@ use crate::rows::{self, ReferenceHead};
 use crate::space::{Gauge, SpaceState};
 
 /// An expired entry is settled and counted at most this long after its time, also when nobody reads its queue; in
-/// milliseconds. Holds while what is swept at once fits into [`SWEEP_ENTRIES_MAX`] per sweep.
+/// milliseconds. Holds while no more than a million entries expire within stretches of which a part lives on; whole
+/// stretches are not counted.
 pub const EXPIRY_LAG_MAX_MS: u64 = 10_000;
 /// How often expired entries are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(4);

@@ -1,7 +1,7 @@
 //! Owns the requests on the HTTPS port: which one becomes a WebSocket and for which protocol, which one is answered.
 //!
 //! A connection speaks HTTP/1.1 until its first upgrade. WebSockets are accepted on any path; plain requests go
-//! through [`answer`], the one place that knows paths.
+//! through `answer`, the one place that knows paths.
 
 use std::convert::Infallible;
 use std::sync::Arc;

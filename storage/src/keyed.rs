@@ -85,7 +85,8 @@ impl KeyedState {
         self.apply(vec![KeyedChange::Delete(Bytes::copy_from_slice(key))]).await
     }
 
-    /// Makes all changes or none; durable at the store's level when the future resolves.
+    /// Makes all changes or none; durable at the store's level when the future resolves. Waits up to 15 seconds for
+    /// the end of a full disk, within which the reserve comes into use.
     ///
     /// # Errors
     /// When the write failed, a key or the whole is too large, or the store is closed.

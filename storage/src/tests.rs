@@ -107,14 +107,24 @@ async fn a_store_at_rest_sees_that_writes_succeed_again() {
 }
 
 #[tokio::test]
-async fn a_failing_write_of_keyed_state_is_reported_and_changes_nothing() {
+async fn keyed_state_waits_for_the_end_of_a_full_disk_but_not_for_ever() {
     let engine = Arc::new(Engine::memory());
     let store = store_on(&engine, Durability::Os);
     let twins = store.keyed(Table::Twins);
     twins.put(b"d1", Bytes::from_static(b"old")).await.unwrap();
-    engine.fail_writes(1);
-    assert!(matches!(twins.put(b"d1", Bytes::from_static(b"new")).await, Err(StoreError::Full { .. })));
-    assert_eq!(twins.get(b"d1").await.unwrap(), Some(Bytes::from_static(b"old")));
+    engine.fail_writes(2);
+    let (first, second) = tokio::join!(
+        twins.put(b"d1", Bytes::from_static(b"new")),
+        twins.put(b"d1", Bytes::from_static(b"newest"))
+    );
+    assert_eq!((first, second), (Ok(()), Ok(())));
+    assert_eq!(twins.get(b"d1").await.unwrap(), Some(Bytes::from_static(b"newest")));
+
+    engine.fail_writes(usize::MAX);
+    assert!(matches!(twins.put(b"d1", Bytes::from_static(b"lost")).await, Err(StoreError::Full { .. })));
+    engine.fail_writes(0);
+    store.flush().await.unwrap();
+    assert_eq!(twins.get(b"d1").await.unwrap(), Some(Bytes::from_static(b"newest")));
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ impl Writer {
         } else {
             self.stage_settled(&mut draft, Arc::clone(shared));
         }
-        let written = self.commit(draft, Vec::new(), Vec::new(), false);
+        let written = self.commit(draft, Vec::new(), Vec::new(), false).is_ok();
         if written && self.engine.used_bytes().is_none() {
             self.measure();
             if self.has_room(bytes).is_err() {

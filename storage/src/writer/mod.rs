@@ -2,6 +2,7 @@
 //! write, with one sync for all of them.
 
 mod admit;
+mod keyed;
 mod letters;
 mod stage;
 
@@ -12,7 +13,7 @@ use ahash::AHashMap;
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, ClockRow};
-use crate::engine::{Engine, Family};
+use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::intake::{Group, Intake, Request, Work};
 use crate::options::{Durability, INTERVAL_MAX_MS};
@@ -22,12 +23,13 @@ use crate::released::Released;
 use crate::rows::{HubRow, Mark};
 use crate::space::{Gauge, Measured, SpaceReason};
 use crate::state::Stretch;
+use keyed::KeyedWork;
 use stage::{Draft, LogEnd, MARK_BYTES, Noted};
 
 /// How often the writer looks at the clock, and for settled entries that can be released early.
 const TICK: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 /// How long settlements wait after a write has failed; then the store also looks whether writes succeed again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(1) };
 
 /// Who waits for a write.
 type Waiting = Vec<oneshot::Sender<Result<(), StoreError>>>;
@@ -84,6 +86,8 @@ pub(crate) struct Writer {
     held: Waiting,
     sync_at: Option<Instant>,
     tick_at: Instant,
+    /// Keyed changes that wait for the end of a full disk.
+    keyed_waiting: Vec<KeyedWork>,
     /// Queues whose settlements could not be written.
     retry: Vec<Arc<QueueShared>>,
     /// When they are tried again, if no request comes before.
@@ -122,6 +126,7 @@ impl Writer {
             held: Vec::new(),
             sync_at: None,
             tick_at: Instant::now() + TICK,
+            keyed_waiting: Vec::new(),
             retry: Vec::new(),
             retry_at: None,
             failing: false,
@@ -166,19 +171,13 @@ impl Writer {
         let mut draft = self.draft(bytes + bytes / 8 + 1024);
         let named = self.stage_names(&mut draft);
         let mut waiting = Vec::with_capacity(requests.len());
+        let mut keyed = std::mem::take(&mut self.keyed_waiting);
         for Request { work, done, .. } in requests {
             match work {
                 Work::Append(append) => self.stage_append(&mut draft, append),
                 Work::Keyed(changes) => {
-                    for change in changes {
-                        draft.changed = true;
-                        match change.value {
-                            Some(value) => {
-                                self.engine.put(&mut draft.batch, Family::State, &change.key, &[], &value);
-                            }
-                            None => self.engine.delete(&mut draft.batch, Family::State, &change.key),
-                        }
-                    }
+                    keyed.push(KeyedWork::new(changes, done));
+                    continue;
                 }
                 Work::Redrive(letters, count) => self.stage_redrive(&mut draft, &letters, &count),
                 Work::Discard(letters) => self.stage_discard(&mut draft, &letters),
@@ -186,6 +185,8 @@ impl Writer {
             }
             waiting.push(done);
         }
+        draft.awaited = !waiting.is_empty();
+        self.stage_keyed(&mut draft, &keyed);
         if tick {
             self.stage_idle(&mut draft);
         }
@@ -195,7 +196,8 @@ impl Writer {
         for shared in settled {
             self.stage_settled(&mut draft, shared);
         }
-        self.commit(draft, named, waiting, tick);
+        let written = self.commit(draft, named, waiting, tick);
+        self.complete_keyed(keyed, written);
     }
 
     fn draft(&self, capacity_bytes: usize) -> Draft {
@@ -210,27 +212,28 @@ impl Writer {
             reclaim: Vec::new(),
             letters: None,
             changed: false,
+            awaited: false,
             barrier: false,
             scratch: Vec::new(),
         }
     }
 
-    /// Completes a draft, writes it, and makes it visible. False if the write failed.
+    /// Completes a draft, writes it, makes it visible, and answers those who wait for it.
     fn commit(
         &mut self,
         mut draft: Draft,
         named: Vec<Arc<QueueShared>>,
         waiting: Waiting,
         tick: bool,
-    ) -> bool {
+    ) -> Result<(), StoreError> {
         self.stage_letters_rows(&mut draft);
         self.stage_rows(&mut draft, tick);
         if !draft.changed {
             self.complete(waiting, Ok(()), false);
-            return true;
+            return Ok(());
         }
         // Files are dropped for good, power cut or not; so must be the checkpoint that says nobody needs them.
-        let sync = self.durability == Durability::Sync && !waiting.is_empty() || !draft.reclaim.is_empty();
+        let sync = self.durability == Durability::Sync && draft.awaited || !draft.reclaim.is_empty();
         let batch = std::mem::replace(&mut draft.batch, self.engine.batch(0));
         let batch_bytes = Engine::batch_bytes(&batch);
         match self.engine.write(batch, sync) {
@@ -243,7 +246,7 @@ impl Writer {
                 self.publish(draft);
                 self.count(batch_bytes);
                 self.complete(waiting, Ok(()), true);
-                true
+                Ok(())
             }
             Err(error) => {
                 let error = StoreError::from(error);
@@ -260,8 +263,8 @@ impl Writer {
                     }
                 }
                 self.retry_at = Some(Instant::now() + RETRY);
-                self.complete(waiting, Err(error), false);
-                false
+                self.complete(waiting, Err(error.clone()), false);
+                Err(error)
             }
         }
     }

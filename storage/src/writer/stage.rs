@@ -71,6 +71,8 @@ pub(super) struct Draft {
     /// The dead letters, if they change.
     pub(super) letters: Option<LettersDraft>,
     pub(super) changed: bool,
+    /// Whether somebody waits for its write to be durable.
+    pub(super) awaited: bool,
     /// Whether something must be written, so that it is synced with all before it.
     pub(super) barrier: bool,
     pub(super) scratch: Vec<u8>,

@@ -11,19 +11,30 @@
 //! * Messages of one client are published in the order of the calls; [`Backend::publish`] returns once they are in
 //!   line, the [`Backend::Commit`] resolves when they are stored at the configured durability. Only then does
 //!   the head acknowledge.
+//! * Twin requests are answered through the mailbox, [`Command::TwinAnswer`], in any order. A method call comes as
+//!   [`Command::Invoke`] and is answered with [`Backend::method_answered`]. Both end with the connection.
 //! * Deliveries come through the mailbox. Whatever the head learns of them goes to the delivery's [`Settler`];
 //!   when the connection ends, all that was not settled is offered again by the backend.
+
+mod delivery;
+mod method;
+mod twin;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use crate::identity::Identity;
 use crate::message::Message;
+
+pub use delivery::{Deliveries, Outcome, Settler, Target};
+pub use method::{CallId, MethodAnswer, MethodCall, STATUS_UNREADABLE};
+pub use twin::{
+    CORRELATION_BYTES_MAX, DesiredPatch, TwinAnswer, TwinError, TwinOperation, TwinReply, TwinRequest,
+};
 
 /// Commands that wait for one connection at most. The hub waits (or parks) when the mailbox is full.
 pub const MAILBOX_COMMANDS_MAX: usize = 64;
@@ -66,6 +77,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Switches a feature of the client on or off.
     fn subscribe(&self, client: &mut Self::Client, feature: Feature, on: bool);
+
+    /// Takes a twin request; it is answered through the mailbox.
+    ///
+    /// # Errors
+    /// When it is refused at once; then there is no other answer.
+    fn twin(&self, client: &mut Self::Client, request: TwinRequest) -> Result<(), TwinError>;
+
+    /// Takes the answer to a [`Command::Invoke`]. One that nobody waits for is counted and dropped.
+    fn method_answered(&self, client: &mut Self::Client, call: CallId, answer: MethodAnswer);
 
     /// The stored MQTT session of an identity, as [`Backend::store_session`] took it.
     fn load_session(&self, identity: &Identity) -> impl Future<Output = Option<Bytes>> + Send;
@@ -197,8 +217,14 @@ pub type Mailbox = mpsc::Sender<Command>;
 /// What the hub asks of a connection.
 #[derive(Debug)]
 pub enum Command {
-    /// Send messages to an input of the module.
+    /// Send messages to an input of the module, or to the device.
     Deliver(Deliveries),
+    /// Answer a twin request.
+    TwinAnswer(TwinAnswer),
+    /// Tell the client of changed desired properties. Sent only while [`Feature::DesiredProperties`] is on.
+    Desired(DesiredPatch),
+    /// Call a direct method. Sent only while [`Feature::Methods`] is on.
+    Invoke(MethodCall),
     /// Close the connection.
     Close(CloseReason),
 }
@@ -212,80 +238,4 @@ pub enum CloseReason {
     Unauthorized,
     /// The hub is stopping.
     Stopping,
-}
-
-/// Messages for one input of a module, in order.
-#[derive(Debug)]
-pub struct Deliveries {
-    /// The input's name.
-    pub input: Arc<str>,
-    /// The messages with their tags; tags name them to the settler.
-    pub messages: Vec<(u64, Message)>,
-    /// Where the outcomes go.
-    pub settler: Settler,
-}
-
-/// What became of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The receiver has it.
-    Accepted,
-    /// The receiver will never take it: AMQP `rejected`, or `modified` with undeliverable-here.
-    Rejected,
-    /// The receiver gave it back: AMQP `released`, or `modified` without undeliverable-here. It is offered again,
-    /// a limited number of times.
-    Released,
-    /// It did not reach the receiver, which takes nothing from this input at present, or whose link is gone. It is
-    /// offered again, however often that takes.
-    NotOffered,
-    /// The head cannot put it into its protocol, now or later.
-    NotConvertible,
-}
-
-/// Takes the outcomes of deliveries back to the pump that made them. Cheap to clone; never blocks.
-///
-/// Bounded by the pump's window: a pump accepts one outcome per delivery that it has out.
-#[derive(Clone, Debug, Default)]
-pub struct Settler {
-    shared: Arc<SettlerShared>,
-}
-
-#[derive(Debug, Default)]
-struct SettlerShared {
-    outcomes: Mutex<Vec<(u64, Outcome)>>,
-    wake: Notify,
-}
-
-impl Settler {
-    /// A settler with nothing in it.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Whether both take outcomes to the same pump.
-    pub fn same_as(&self, other: &Settler) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
-    }
-
-    /// Reports outcomes; call it once for all that one read of the socket brought.
-    pub fn settle(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
-        self.shared.outcomes.lock().extend(outcomes);
-        self.shared.wake.notify_one();
-    }
-
-    /// Waits for outcomes and takes all that are there. Cancel safe.
-    pub async fn settled(&self) -> Vec<(u64, Outcome)> {
-        loop {
-            let taken = self.take();
-            if !taken.is_empty() {
-                return taken;
-            }
-            self.shared.wake.notified().await;
-        }
-    }
-
-    /// Takes the outcomes that are there.
-    pub fn take(&self) -> Vec<(u64, Outcome)> {
-        std::mem::take(&mut *self.shared.outcomes.lock())
-    }
 }

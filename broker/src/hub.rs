@@ -27,7 +27,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::backend::{
-    Backend, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
+    Backend, CallId, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
+    PublishError, TwinError, TwinRequest,
 };
 use crate::delivery::{Consumer, Losses, ModulePump, ModulePumpOptions, Presence};
 use crate::dispatch::{self, Dispatch};
@@ -244,6 +245,12 @@ impl Backend for Hub {
             | Feature::TwinResponses => {}
         }
     }
+
+    fn twin(&self, _: &mut HubClient, _: TwinRequest) -> Result<(), TwinError> {
+        Err(TwinError::Failed("twins are not served".into()))
+    }
+
+    fn method_answered(&self, _: &mut HubClient, _: CallId, _: MethodAnswer) {}
 
     async fn load_session(&self, identity: &Identity) -> Option<Bytes> {
         let sessions = self.inner.store.keyed(Table::Sessions);

@@ -10,6 +10,7 @@
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
 //! | [`dispatch`] | acceptance: size-check, decide, append, acknowledge |
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
+//! | [`method`] | direct method calls that wait for their answer |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
 //! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
@@ -26,5 +27,6 @@ pub mod head;
 pub mod hub;
 pub mod identity;
 pub mod message;
+pub mod method;
 pub mod upstream;
 pub mod wake;

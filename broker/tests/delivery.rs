@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_broker::backend::{Backend, Command, Feature, Outcome, PublishError};
+use edgehub_broker::backend::{Backend, Command, Feature, Outcome, PublishError, Target};
 use edgehub_broker::delivery::{ATTEMPTS_MAX, BackoffOptions, ModulePumpOptions};
 use edgehub_broker::hub::Hub;
 use edgehub_broker::identity::Identity;
@@ -366,12 +366,10 @@ fn collect(
         let module = &mut module;
         while let Some(command) = module.mailbox.recv().await {
             if let Command::Deliver(deliveries) = command {
+                let Target::Input(input) = &deliveries.target else { panic!("{deliveries:?}") };
                 let taken = numbers(&deliveries);
                 let mut noted = into.lock();
-                noted
-                    .entry(deliveries.input.to_string())
-                    .or_default()
-                    .extend(taken.iter().map(|(_, number)| *number));
+                noted.entry(input.to_string()).or_default().extend(taken.iter().map(|(_, number)| *number));
                 drop(noted);
                 deliveries.settler.settle(taken.into_iter().map(|(tag, _)| (tag, Outcome::Accepted)));
             }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
+    Backend, CallId, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
+    PublishError, TwinError, TwinRequest,
 };
 use edgehub_broker::identity::{ClientTrust, Identity, Verdict, unix_now_secs, verify};
 use edgehub_broker::message::{MESSAGE_BYTES_MAX, Message, Origin, Sender};
@@ -166,6 +167,12 @@ impl Backend for CloudBackend {
         // Nothing is sent down, so there is nothing to switch.
         tracing::debug!(identity = %client.sender.identity, ?feature, on, "subscription");
     }
+
+    fn twin(&self, _: &mut CloudClient, _: TwinRequest) -> Result<(), TwinError> {
+        Err(TwinError::Failed("twins are not served".into()))
+    }
+
+    fn method_answered(&self, _: &mut CloudClient, _: CallId, _: MethodAnswer) {}
 
     async fn load_session(&self, identity: &Identity) -> Option<Bytes> {
         self.shared.sessions.lock().get(identity).cloned()

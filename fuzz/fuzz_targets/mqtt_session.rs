@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, Command, Deliveries, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError, Settler,
+    Backend, CallId, Command, Deliveries, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
+    PublishError, Settler, Target, TwinAnswer, TwinError, TwinReply, TwinRequest,
 };
 use edgehub_broker::head::mqtt::{MqttLimits, Peer, serve};
 use edgehub_broker::identity::Identity;
@@ -53,10 +54,21 @@ impl Backend for Memory {
             let message =
                 Message::new(client.sender.clone(), Properties::empty(), Bytes::from_static(b"body"));
             let deliveries =
-                Deliveries { input: "in1".into(), messages: vec![(1, message)], settler: Settler::new() };
+                Deliveries { target: Target::Input("in1".into()), messages: vec![(1, message)], settler: Settler::new() };
             let _full = client.mailbox.try_send(Command::Deliver(deliveries));
         }
     }
+
+    fn twin(&self, client: &mut Client, request: TwinRequest) -> Result<(), TwinError> {
+        let TwinRequest { correlation: Some(correlation), .. } = request else { return Ok(()) };
+        let result = Ok(TwinReply::Document(Bytes::from_static(b"{}")));
+        client
+            .mailbox
+            .try_send(Command::TwinAnswer(TwinAnswer { correlation, result }))
+            .map_err(|_| TwinError::Busy)
+    }
+
+    fn method_answered(&self, _: &mut Client, _: CallId, _: MethodAnswer) {}
 
     async fn load_session(&self, _: &Identity) -> Option<Bytes> {
         None

@@ -15,7 +15,7 @@ use super::in_flight::InFlight;
 use super::losses::{Loss, Losses};
 use super::sent::SentMetrics;
 use super::{Backoff, BackoffOptions, Consumer, QueueReader, Queued};
-use crate::backend::{self, Command, Deliveries, Settler};
+use crate::backend::{self, Command, Deliveries, Settler, Target};
 use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
 
@@ -290,7 +290,7 @@ impl ModulePump {
             let tag = window.deliveries.push(Delivery { lane, level, entry, sent_at, route });
             messages.push((tag, message));
         }
-        Deliveries { input: self.input.clone(), messages, settler: window.settler.clone() }
+        Deliveries { target: Target::Input(self.input.clone()), messages, settler: window.settler.clone() }
     }
 
     fn settle(&mut self, outcomes: Vec<(u64, backend::Outcome)>, window: &mut Window) {

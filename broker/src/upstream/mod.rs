@@ -20,8 +20,10 @@
 //! | `turns` | whose turn it is to send |
 //! | `convert` | messages and links as the upstream reads them |
 //! | `fates` | messages that leave the lanes: settled and counted |
+//! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
 //! | `status` | what is shown of it |
 
+pub mod control;
 mod convert;
 mod fates;
 mod lane;

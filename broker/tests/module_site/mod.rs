@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::backend::{
     Backend, Command, Credentials, Deliveries, Login, LoginError, Outcome, Protocol, PublishError, Settler,
+    Target,
 };
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
@@ -100,7 +101,7 @@ impl Module {
 
 /// Deliveries without any message.
 pub(crate) fn nothing() -> Deliveries {
-    Deliveries { input: "in1".into(), messages: Vec::new(), settler: Settler::new() }
+    Deliveries { target: Target::Input("in1".into()), messages: Vec::new(), settler: Settler::new() }
 }
 
 pub(crate) async fn connect(hub: &Hub, identity: &str) -> Module {

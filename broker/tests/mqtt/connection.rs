@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    CloseReason, Command, Deliveries, Feature, HeadDrop, LoginError, Outcome, PublishError, Settler,
+    CloseReason, Command, Deliveries, Feature, HeadDrop, LoginError, Outcome, PublishError, Settler, Target,
 };
 use edgehub_broker::head::mqtt::{ConnectionEnd, MqttLimits, ProtocolError};
 use edgehub_broker::identity::Identity;
@@ -30,7 +30,7 @@ fn deliveries(tags: std::ops::Range<u64>, body: &[u8]) -> (Deliveries, Settler) 
     let settler = Settler::new();
     let message = |_| Message::new(sender.clone(), Properties::empty(), Bytes::copy_from_slice(body));
     let messages = tags.map(|tag| (tag, message(tag))).collect();
-    (Deliveries { input: "in1".into(), messages, settler: settler.clone() }, settler)
+    (Deliveries { target: Target::Input("in1".into()), messages, settler: settler.clone() }, settler)
 }
 
 #[tokio::test]
@@ -356,7 +356,7 @@ async fn a_delivery_offered_again_is_a_duplicate() {
     wire.packet().await.unwrap();
     let (once, _) = deliveries(1..2, b"x");
     let settler = Settler::new();
-    let again = Deliveries { input: once.input.clone(), messages: once.messages.clone(), settler };
+    let again = Deliveries { target: once.target.clone(), messages: once.messages.clone(), settler };
     mock.command("e/m", Command::Deliver(once)).await;
     assert_eq!(wire.packet().await.unwrap().0, 0x32);
     mock.command("e/m", Command::Deliver(again)).await;

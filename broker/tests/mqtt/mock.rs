@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use edgehub_broker::backend::{
-    Backend, Command, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
+    Backend, CallId, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer, PublishError,
+    TwinError, TwinRequest,
 };
 use edgehub_broker::head::mqtt::{ConnectionEnd, MqttLimits, Peer, serve};
 use edgehub_broker::identity::Identity;
@@ -42,6 +43,10 @@ pub(crate) struct State {
     pub(crate) features: Vec<(Feature, bool)>,
     pub(crate) dropped: Vec<HeadDrop>,
     pub(crate) clients_gone: usize,
+    /// Twin requests, and why they are refused if they are.
+    pub(crate) twin_requests: Vec<(Identity, TwinRequest)>,
+    pub(crate) twin_refused: Option<TwinError>,
+    pub(crate) method_answers: Vec<(Identity, CallId, MethodAnswer)>,
 }
 
 pub(crate) struct MockClient {
@@ -106,6 +111,16 @@ impl Backend for Mock {
 
     fn subscribe(&self, _: &mut MockClient, feature: Feature, on: bool) {
         self.state.lock().features.push((feature, on));
+    }
+
+    fn twin(&self, client: &mut MockClient, request: TwinRequest) -> Result<(), TwinError> {
+        let mut state = self.state.lock();
+        state.twin_requests.push((client.sender.identity.clone(), request));
+        state.twin_refused.clone().map_or(Ok(()), Err)
+    }
+
+    fn method_answered(&self, client: &mut MockClient, call: CallId, answer: MethodAnswer) {
+        self.state.lock().method_answers.push((client.sender.identity.clone(), call, answer));
     }
 
     async fn load_session(&self, identity: &Identity) -> Option<Bytes> {

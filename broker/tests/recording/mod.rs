@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, Command, Credentials, Feature, HeadDrop, Login, LoginError, Mailbox, PublishError,
+    Backend, CallId, Command, Credentials, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
+    PublishError, TwinError, TwinRequest,
 };
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Origin, Sender};
@@ -42,6 +43,10 @@ pub(crate) struct State {
     pub(crate) published: Vec<Message>,
     pub(crate) batches: Vec<usize>,
     pub(crate) gone: Vec<Identity>,
+    /// Twin requests, and why they are refused if they are.
+    pub(crate) twin_requests: Vec<(Identity, TwinRequest)>,
+    pub(crate) twin_refused: Option<TwinError>,
+    pub(crate) method_answers: Vec<(Identity, CallId, MethodAnswer)>,
 }
 
 pub(crate) struct Client {
@@ -130,6 +135,16 @@ impl Backend for Recording {
     }
 
     fn subscribe(&self, _: &mut Client, _: Feature, _: bool) {}
+
+    fn twin(&self, client: &mut Client, request: TwinRequest) -> Result<(), TwinError> {
+        let mut state = self.state.lock();
+        state.twin_requests.push((client.sender.identity.clone(), request));
+        state.twin_refused.clone().map_or(Ok(()), Err)
+    }
+
+    fn method_answered(&self, client: &mut Client, call: CallId, answer: MethodAnswer) {
+        self.state.lock().method_answers.push((client.sender.identity.clone(), call, answer));
+    }
 
     async fn load_session(&self, _: &Identity) -> Option<Bytes> {
         None

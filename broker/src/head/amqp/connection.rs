@@ -473,6 +473,7 @@ where
                     deliveries.messages.iter().map(|(tag, _)| (*tag, crate::backend::Outcome::NotOffered));
                 deliveries.settler.settle(unwanted);
             }
+            Some(Command::TwinAnswer(_) | Command::Desired(_) | Command::Invoke(_)) => {}
             None => self.drop_identity(identity, Condition::INTERNAL_ERROR.into()),
         }
     }

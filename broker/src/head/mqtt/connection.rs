@@ -470,6 +470,7 @@ where
                         Err(TooSlow) => ConnectionEnd::TooSlow,
                     }
                 }
+                Some(Command::TwinAnswer(_) | Command::Desired(_) | Command::Invoke(_)) => continue,
                 Some(Command::Close(reason)) => ConnectionEnd::Closed(reason),
                 // A backend that lets go of the mailbox will never deliver or close again.
                 None => ConnectionEnd::Closed(CloseReason::TakenOver),

@@ -1,7 +1,6 @@
 //! Messages on their way to the client: packet ids, what waits for its PUBACK, and what became of each.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use super::packet::{PacketId, QoS};
 use super::session::Session;
 use super::wire::Wire;
 use super::{encode, topic};
-use crate::backend::{Deliveries, Outcome, Settler};
+use crate::backend::{Deliveries, Outcome, Settler, Target};
 use crate::identity::Identity;
 use crate::message::{Message, Value};
 
@@ -51,7 +50,7 @@ struct InFlight {
 }
 
 struct Waiting {
-    input: Arc<str>,
+    target: Target,
     settler: Settler,
     tag: u64,
     message: Message,
@@ -80,12 +79,12 @@ impl Deliverer {
         session: &Session,
         deliveries: Deliveries,
     ) -> Result<(), TooSlow> {
-        let Deliveries { input, messages, settler } = deliveries;
+        let Deliveries { target, messages, settler } = deliveries;
         if self.waiting.len() + messages.len() > self.limits.waiting_max {
             return Err(TooSlow);
         }
         self.waiting.extend(messages.into_iter().map(|(tag, message)| Waiting {
-            input: input.clone(),
+            target: target.clone(),
             settler: settler.clone(),
             tag,
             message,
@@ -171,7 +170,11 @@ impl Deliverer {
         waiting: Waiting,
         unwanted: &mut Vec<(Settler, u64)>,
     ) {
-        let Waiting { input, settler, tag, message } = waiting;
+        let Waiting { target, settler, tag, message } = waiting;
+        let Target::Input(input) = target else {
+            settler.settle([(tag, Outcome::NotConvertible)]);
+            return;
+        };
         let mut topic = std::mem::take(&mut self.topic);
         topic.clear();
         topic::write_input(&mut topic, &self.receiver, &input, &message);

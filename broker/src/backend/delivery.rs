@@ -1,0 +1,93 @@
+//! Messages on their way to a client, and what became of them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::message::Message;
+
+/// What of a client messages are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// An input of the module, by its name.
+    Input(Arc<str>),
+    /// The device itself: cloud-to-device messages. Their [`Message::sender`] is the device, and is not written.
+    Device,
+}
+
+/// Messages for one target of a client, in order.
+#[derive(Debug)]
+pub struct Deliveries {
+    /// What they are for.
+    pub target: Target,
+    /// The messages with their tags; tags name them to the settler.
+    pub messages: Vec<(u64, Message)>,
+    /// Where the outcomes go.
+    pub settler: Settler,
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The receiver has it.
+    Accepted,
+    /// The receiver will never take it: AMQP `rejected`, or `modified` with undeliverable-here.
+    Rejected,
+    /// The receiver gave it back: AMQP `released`, or `modified` without undeliverable-here. It is offered again,
+    /// a limited number of times.
+    Released,
+    /// It did not reach the receiver, which takes nothing from this input at present, or whose link is gone. It is
+    /// offered again, however often that takes.
+    NotOffered,
+    /// The head cannot put it into its protocol, now or later.
+    NotConvertible,
+}
+
+/// Takes the outcomes of deliveries back to the pump that made them. Cheap to clone; never blocks.
+///
+/// Bounded by the pump's window: a pump accepts one outcome per delivery that it has out.
+#[derive(Clone, Debug, Default)]
+pub struct Settler {
+    shared: Arc<SettlerShared>,
+}
+
+#[derive(Debug, Default)]
+struct SettlerShared {
+    outcomes: Mutex<Vec<(u64, Outcome)>>,
+    wake: Notify,
+}
+
+impl Settler {
+    /// A settler with nothing in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether both take outcomes to the same pump.
+    pub fn same_as(&self, other: &Settler) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Reports outcomes; call it once for all that one read of the socket brought.
+    pub fn settle(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
+        self.shared.outcomes.lock().extend(outcomes);
+        self.shared.wake.notify_one();
+    }
+
+    /// Waits for outcomes and takes all that are there. Cancel safe.
+    pub async fn settled(&self) -> Vec<(u64, Outcome)> {
+        loop {
+            let taken = self.take();
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.shared.wake.notified().await;
+        }
+    }
+
+    /// Takes the outcomes that are there.
+    pub fn take(&self) -> Vec<(u64, Outcome)> {
+        std::mem::take(&mut *self.shared.outcomes.lock())
+    }
+}

@@ -46,6 +46,8 @@ pub(crate) struct State {
     /// Twin requests, and why they are refused if they are.
     pub(crate) twin_requests: Vec<(Identity, TwinRequest)>,
     pub(crate) twin_refused: Option<TwinError>,
+    /// What was switched on and off.
+    pub(crate) features: Vec<(Identity, Feature, bool)>,
     pub(crate) method_answers: Vec<(Identity, CallId, MethodAnswer)>,
 }
 
@@ -134,7 +136,9 @@ impl Backend for Recording {
         }))
     }
 
-    fn subscribe(&self, _: &mut Client, _: Feature, _: bool) {}
+    fn subscribe(&self, client: &mut Client, feature: Feature, on: bool) {
+        self.state.lock().features.push((client.sender.identity.clone(), feature, on));
+    }
 
     fn twin(&self, client: &mut Client, request: TwinRequest) -> Result<(), TwinError> {
         let mut state = self.state.lock();

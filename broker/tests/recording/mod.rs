@@ -27,6 +27,8 @@ pub(crate) struct Recording {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) logins: Vec<Login>,
+    /// Newer credentials of clients that are logged in; refused like logins.
+    pub(crate) renewals: Vec<Login>,
     /// Logins without a token fail.
     pub(crate) needs_token: bool,
     /// Identities whose logins fail.
@@ -107,6 +109,17 @@ impl Backend for Recording {
         let sender =
             Sender { identity: login.identity, origin: Origin::Downstream, model_id: login.model_id };
         Ok(Client { recording: self.clone(), sender: Arc::new(sender) })
+    }
+
+    fn reauthenticate(
+        &self,
+        _: &Client,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        let mut state = self.state.lock();
+        let result = state.refused.get(&login.identity).cloned().map_or(Ok(()), Err);
+        state.renewals.push(login);
+        std::future::ready(result)
     }
 
     fn sender(&self, client: &Client) -> Arc<Sender> {

@@ -18,6 +18,13 @@ const SASL_MECHANISMS: [&str; 3] = ["ANONYMOUS", "MSSBCBS", "PLAIN"];
 impl Connection {
     pub(super) fn on_header(&mut self, header: [u8; 8]) {
         match (self.client, self.phase, header) {
+            (true, Phase::Header, HEADER_SASL) if self.options.sasl.is_some() => {
+                self.phase = Phase::SaslMechanisms;
+            }
+            (true, Phase::Header, HEADER_AMQP) if self.options.sasl.is_some() => {
+                let text = "the peer takes no SASL";
+                self.finish(Some(Error::new(Condition::UNAUTHORIZED_ACCESS, text)), By::Engine);
+            }
             (true, _, HEADER_AMQP) => {
                 self.write_open();
                 self.phase = Phase::PeerOpen;

@@ -31,6 +31,7 @@ mod message;
 mod output;
 pub mod performative;
 mod put;
+mod sasl;
 mod serial;
 mod session;
 mod text;
@@ -54,6 +55,7 @@ pub use performative::{
     Attach, DeliveryTag, Open, Outcome, Properties, ReceiverSettle, Role, SenderSettle, TAG_MAX_BYTES,
     Terminus,
 };
+pub use sasl::ClientSasl;
 pub use text::{MessageId, lock_token_tag, parse_timestamp, property_text, tag_lock_token, timestamp_text};
 pub use value::{Text, Value};
 

@@ -72,7 +72,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
     KnownSetting { name, effect: Effect::Ignored(why), own: false, secret: false }
 }
 
-const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
@@ -105,10 +104,10 @@ const KNOWN: &[KnownSetting] = &[
     ignored("EdgeModuleHubServerCAChainCertificateFile", "use the three EdgeHubDev… PEM files"),
     // Listeners
     used("mqttSettings:enabled"),
-    ignored("amqpSettings:enabled", NO_AMQP_HEAD),
-    ignored("amqpSettings:port", NO_AMQP_HEAD),
-    ignored("amqpSettings:scheme", NO_AMQP_HEAD),
-    ignored("amqpSettings:delayedBatchingEnabled", NO_AMQP_HEAD),
+    used("amqpSettings:enabled"),
+    used("amqpSettings:port"),
+    ignored("amqpSettings:scheme", "the port speaks TLS; listen.amqp_plain opens one without"),
+    ignored("amqpSettings:delayedBatchingEnabled", "dispositions of one turn are always sent together"),
     used("httpSettings:enabled"),
     used("httpSettings:port"),
     used("httpSettings:metrics_port"),
@@ -204,6 +203,8 @@ const KNOWN: &[KnownSetting] = &[
     own("listen:mqtt_address"),
     own("listen:mqtt_port"),
     own("listen:mqtt_plain"),
+    own("listen:amqp_address"),
+    own("listen:amqp_plain"),
     own("listen:https_address"),
     own("listen:metrics_address"),
     own("listen:threads"),

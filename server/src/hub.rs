@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
+use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
 use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
@@ -22,7 +23,7 @@ use crate::certificate::{load_certificates, upstream_config};
 use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind};
+use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -77,9 +78,17 @@ impl RunningHub {
             .enable_all()
             .build()
             .map_err(|source| Failure::System { what: "the delivery thread cannot be started", source })?;
+        let (transport, port) = match settings.upstream.protocol {
+            UpstreamProtocol::Amqp => (Transport::Tls, settings.upstream.amqp_port),
+            UpstreamProtocol::AmqpWs => {
+                let proxy = settings.upstream.proxy.clone();
+                (Transport::WebSocket { proxy }, settings.upstream.https_port)
+            }
+        };
         let upstream = UpstreamOptions {
             host: settings.upstream.host.as_str().to_owned(),
-            port: settings.upstream.amqp_port,
+            port,
+            transport,
             hub_host: iothub.to_owned(),
             identity: hub_module,
             tls: client_tls,
@@ -212,6 +221,7 @@ fn refresher(
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
+    client.proxy = settings.upstream.proxy.clone();
     let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
     let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
     let options = RefreshOptions {

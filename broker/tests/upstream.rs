@@ -13,6 +13,7 @@ use bytes::Bytes;
 use edgehub_broker::amqp::{Condition, Error, Outcome};
 use edgehub_broker::backend::{Backend, Credentials, Login, LoginError, Protocol, PublishError};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
+use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{
     Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
 };
@@ -96,6 +97,7 @@ fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
     let upstream = UpstreamOptions {
         host: "localhost".into(),
         port,
+        transport: Transport::Tls,
         hub_host: CLOUD_HOST.into(),
         tokens: Arc::new(TokenSource::new(CLOUD_HOST, &own, Arc::new(key))),
         identity: own,

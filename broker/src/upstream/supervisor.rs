@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_storage::{Queue, ReadLimit, Store};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 
 use super::lanes::Lanes;
 use super::status::StatusBoard;
 use super::uplink::Uplink;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use crate::delivery::{Backoff, Losses, QueueReader, SentMetrics};
+use crate::dial::{self, Target, UpstreamStream};
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
@@ -120,11 +119,7 @@ impl Supervisor {
         end
     }
 
-    async fn serve(
-        &mut self,
-        uplink: &mut Uplink<TlsStream<TcpStream>>,
-        up_since: &mut Option<Instant>,
-    ) -> End {
+    async fn serve(&mut self, uplink: &mut Uplink<UpstreamStream>, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
         let mut reader: Option<QueueReader> = None;
         let mut look = Instant::now() + look_every;
@@ -223,7 +218,7 @@ impl Supervisor {
         }
     }
 
-    fn show(&mut self, uplink: &Uplink<TlsStream<TcpStream>>, now: Instant) {
+    fn show(&mut self, uplink: &Uplink<UpstreamStream>, now: Instant) {
         self.board.load(self.lanes.in_flight(), self.lanes.held(), self.lanes.parked());
         if let Some(reason) = uplink.throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);
@@ -233,18 +228,8 @@ impl Supervisor {
     }
 }
 
-/// Name look-up, TCP and TLS; the caller sets the deadline.
-async fn connect(options: &UpstreamOptions) -> Result<TlsStream<TcpStream>, String> {
-    let address = (options.host.as_str(), options.port);
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("cannot connect to {}:{}: {error}", options.host, options.port))?;
-    // Small frames must not wait for each other; a socket that cannot be told is slower, not wrong.
-    let _ = stream.set_nodelay(true);
-    let name = rustls::pki_types::ServerName::try_from(options.host.clone())
-        .map_err(|_| format!("{} is no host name or address", options.host))?;
-    tokio_rustls::TlsConnector::from(options.tls.clone())
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS with {} fails: {error}", options.host))
+/// The way to the upstream; the caller sets the deadline.
+async fn connect(options: &UpstreamOptions) -> Result<UpstreamStream, String> {
+    let target = Target { host: &options.host, port: options.port, tls: &options.tls, proxy: None };
+    dial::amqp(target, &options.transport).await.map_err(|error| error.to_string())
 }

@@ -17,7 +17,7 @@ use edgehub_broker::dial::{self, DialError, HttpProxy, PROXY_ANSWER_BYTES_MAX, T
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
 use edgehub_broker::head::mqtt::Peer;
 use edgehub_broker::head::websocket::WebSocketBytes;
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ScopeClient, ScopeClientOptions, ScopeError, ScopeSource,
     ServiceIdentity, Status, SymmetricKey, TokenSource,
@@ -198,6 +198,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
         upstream: Some(upstream),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
+        control: ControlOptions::default(),
     };
     let store = Store::open(StoreOptions::memory()).unwrap();
     let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
-use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,

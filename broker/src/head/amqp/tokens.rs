@@ -6,11 +6,14 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use bytes::Bytes;
 
-use super::connection::AmqpLimits;
+use super::limits::AmqpLimits;
 use crate::amqp::{
     CbsResponse, Connection, LinkId, Message as Encoded, PutToken, SendError, SendOptions, SessionId, Text,
 };
 use crate::identity::{Identity, SasToken, unix_now_secs};
+
+/// Links on which answers may go out.
+const RECEIVERS_MAX: usize = 64;
 
 /// Tokens by the identities that they name. They are kept, not judged: the login at the attach of a link judges.
 pub(super) struct Tokens {
@@ -38,6 +41,11 @@ impl Tokens {
     /// The last token that names the identity.
     pub(super) fn get(&self, identity: &Identity) -> Option<&Arc<str>> {
         self.kept.get(identity)
+    }
+
+    /// Whether one more link for answers may be attached.
+    pub(super) fn has_room_for_receiver(&self) -> bool {
+        self.receivers.len() < RECEIVERS_MAX
     }
 
     /// Answers may go out on this link.

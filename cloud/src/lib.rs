@@ -8,6 +8,7 @@ pub mod cloud_to_device;
 mod http;
 pub mod registry;
 mod scope_api;
+mod service;
 mod stall;
 pub mod telemetry;
 pub mod twin;
@@ -91,8 +92,12 @@ impl Cloud {
         let telemetry = TelemetryLog::open(&options.telemetry_path, options.telemetry_bytes_max)?;
         let twins = Arc::new(TwinStore::new(&options.twins_path));
         let backend = CloudBackend::new(registry.clone(), telemetry.clone(), twins, options.clients_max);
-        let state =
-            http::HttpState { registry, telemetry, telemetry_from_anywhere: options.telemetry_from_anywhere };
+        let state = http::HttpState {
+            registry,
+            backend: backend.clone(),
+            telemetry,
+            telemetry_from_anywhere: options.telemetry_from_anywhere,
+        };
         Ok(Self { state: Arc::new(state), backend })
     }
 
@@ -111,7 +116,7 @@ impl Cloud {
         &self.backend
     }
 
-    /// Serves HTTPS (scope calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
+    /// Serves HTTPS (scope calls, service calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
     /// Meanwhile clients are told of twins that another process changes.
     pub async fn serve_https(
         &self,

@@ -231,6 +231,10 @@ fn changed(
     new: &Map<String, Value>,
     mode: ChangeMode,
 ) -> Result<Map<String, Value>, TwinFault> {
+    let text = serde_json::to_vec(new).map_err(invalid)?;
+    if json::is_deeper_than(&text, json::PATCH_DEPTH_MAX + 1) {
+        return Err(invalid(json::JsonError::TooDeep { depth_max: json::PATCH_DEPTH_MAX }));
+    }
     json::validate(new).map_err(invalid)?;
     let mut properties = match mode {
         ChangeMode::Merge => old.clone(),
@@ -304,7 +308,11 @@ mod tests {
         let before = twin.clone();
         let large: Map<String, Value> =
             (0..20).map(|i| (format!("p{i}"), json!("x".repeat(2_000)))).collect();
-        for change in [json!(1), json!({"a b": 1}), json!({"a": [null]}), Value::Object(large)] {
+        let deep = (0..11).fold(json!(1), |inner, _| json!({ "a": inner }));
+        twin.clone().change(desired(deep["a"].clone()), ChangeMode::Merge, None).unwrap();
+        for change in
+            [json!({ "a": deep }), json!(1), json!({"a b": 1}), json!({"a": [null]}), Value::Object(large)]
+        {
             let both = TwinChange { tags: Some(json!({"t": 1})), desired: Some(change) };
             assert!(matches!(twin.change(both, ChangeMode::Merge, None), Err(TwinFault::Invalid(_))));
         }

@@ -24,6 +24,7 @@ use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::run::Prepared;
 use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
+use crate::stop;
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -143,8 +144,7 @@ impl RunningHub {
         control.block_on(self.hub.stop(Duration::from_secs(UPSTREAM_STOP_SECS)));
         self.threads.stop(self.stop_timeout);
         self.delivery.shutdown_timeout(Duration::from_secs(UPSTREAM_STOP_SECS));
-        let waiting: u64 = self.hub.status().queues.iter().map(|queue| queue.ledger.queued).sum();
-        info!(queued = waiting, "What is queued stays stored");
+        stop::say_left(&self.hub);
         self.store.close();
     }
 }

@@ -54,6 +54,11 @@ impl Hub {
         self.inner.clients_max
     }
 
+    /// How many routes are in force.
+    pub fn routes_in_force(&self) -> usize {
+        self.inner.dispatch.routing().table().len()
+    }
+
     /// Closes the connection of an identity; false if there is none. It may come again.
     pub fn kick(&self, identity: &Identity) -> bool {
         let mailbox = self.inner.clients.get(identity).map(|entry| entry.value().mailbox.clone());

@@ -116,7 +116,8 @@ impl Hub {
     ) -> Self {
         let losses = Arc::new(Losses::new(&store));
         let upstream = options.upstream.map(|upstream_options| {
-            upstream::start(upstream_options, store.clone(), losses.clone(), &delivery)
+            let (_, _, control) = upstream::control::channel(upstream_options.operation_timeout);
+            upstream::start(upstream_options, store.clone(), losses.clone(), control, &delivery)
         });
         store.set_limits(options.limits);
         let ages = Ages::new();

@@ -93,12 +93,7 @@ impl Message {
         let identity = &self.sender.identity;
         let module = identity.module_id().map_or(0, |id| "connectionModuleId".len() + id.len());
         let model = self.sender.model_id.as_ref().map_or(0, |id| "modelId".len() + id.len());
-        self.body.len()
-            + self.properties.size_bytes()
-            + ADDED
-            + identity.device_id().len()
-            + module
-            + model
+        self.body.len() + self.properties.size_bytes() + ADDED + identity.device_id().len() + module + model
     }
 }
 

@@ -7,7 +7,7 @@
 //! `amqp:not-implemented`.
 
 mod connection;
-mod convert;
+pub(crate) mod convert;
 mod mailboxes;
 mod tokens;
 

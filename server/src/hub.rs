@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
-use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
     ScopeRefresher, SymmetricKey, TokenSource,
@@ -107,6 +107,7 @@ impl RunningHub {
                 lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
+            control: ControlOptions::default(),
             overflow: settings.store.overflow,
             limits: limits(settings),
         };

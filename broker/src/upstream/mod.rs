@@ -134,14 +134,16 @@ impl Handle {
     }
 }
 
-/// Starts the supervisor on a runtime. It serves the other end of `control` whether it is connected or not.
+/// Starts the supervisor on a runtime. `control` is the other end of what the hub asks for and hears, and is served
+/// whether there is a connection or not; without one, somebody else serves it.
 pub fn start(
     options: UpstreamOptions,
+    control: Option<ControlPeer>,
     store: Store,
     losses: Arc<Losses>,
-    control: ControlPeer,
     runtime: &tokio::runtime::Handle,
 ) -> Handle {
+    let control = control.unwrap_or_else(|| control::channel(options.operation_timeout).2);
     let (queues, queues_receiver) = watch::channel(None);
     let (stop, stop_receiver) = watch::channel(false);
     let supervisor =

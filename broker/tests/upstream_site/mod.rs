@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, Losses, ModulePumpOptions};
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
+use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus};
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
 };
@@ -129,7 +129,7 @@ pub(crate) fn plane(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) ->
     let (store, _) = memory_store();
     let (control, downward, peer) = channel(DEADLINE);
     let losses = Arc::new(Losses::new(&store));
-    let handle = start(options, store.clone(), losses, peer, &tokio::runtime::Handle::current());
+    let handle = start(options, Some(peer), store.clone(), losses, &tokio::runtime::Handle::current());
     Plane { control, downward, handle, scope, _store: store }
 }
 
@@ -152,6 +152,7 @@ pub(crate) fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> 
         clients_max: 10_000,
         module_pump: ModulePumpOptions::default(),
         upstream: Some(upstream),
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

@@ -20,6 +20,7 @@ mod status;
 mod subscriptions;
 mod twins;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -272,6 +273,15 @@ impl Backend for Hub {
             return Err(error);
         }
         self.connect(login, mailbox)
+    }
+
+    fn reauthenticate(
+        &self,
+        client: &HubClient,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        let (inner, connection) = (self.inner.clone(), client.connection);
+        async move { inner.reauthenticate(connection, login).await }
     }
 
     fn sender(&self, client: &HubClient) -> Arc<Sender> {

@@ -91,6 +91,25 @@ impl CloudBackend {
         // The stand-in asks nobody for a certificate.
         verify(login, registry.cache(), registry.hosts(), &ClientTrust::none(), unix_now_secs())
     }
+
+    fn authenticate(&self, login: &Login) -> Result<(), LoginError> {
+        let mut verdict = self.verdict(login);
+        if !matches!(verdict, Verdict::Accepted(_)) {
+            // The command line may have changed the file since.
+            match self.shared.registry.reload() {
+                Ok(true) => verdict = self.verdict(login),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "the registry is not read again"),
+            }
+        }
+        match verdict {
+            Verdict::Accepted(_) => Ok(()),
+            Verdict::Refused(refusal) => Err(LoginError::Refused(refusal.to_string())),
+            Verdict::Unknown(identity) => {
+                Err(LoginError::Refused(format!("{identity} is not in the registry")))
+            }
+        }
+    }
 }
 
 impl Backend for CloudBackend {
@@ -98,22 +117,7 @@ impl Backend for CloudBackend {
     type Commit = Appended;
 
     async fn login(&self, login: Login, mailbox: Mailbox) -> Result<CloudClient, LoginError> {
-        let mut verdict = self.verdict(&login);
-        if !matches!(verdict, Verdict::Accepted(_)) {
-            // The command line may have changed the file since.
-            match self.shared.registry.reload() {
-                Ok(true) => verdict = self.verdict(&login),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the registry is not read again"),
-            }
-        }
-        match verdict {
-            Verdict::Accepted(_) => {}
-            Verdict::Refused(refusal) => return Err(LoginError::Refused(refusal.to_string())),
-            Verdict::Unknown(identity) => {
-                return Err(LoginError::Refused(format!("{identity} is not in the registry")));
-            }
-        }
+        self.authenticate(&login)?;
         let sender = Arc::new(Sender {
             identity: login.identity.clone(),
             origin: Origin::Downstream,
@@ -137,6 +141,15 @@ impl Backend for CloudBackend {
             let _ = older.try_send(Command::Close(CloseReason::TakenOver));
         }
         Ok(CloudClient { shared: self.shared.clone(), sender, number })
+    }
+
+    fn reauthenticate(
+        &self,
+        _: &CloudClient,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        // The stand-in closes no connection for its age, so there is no older proof to replace.
+        std::future::ready(self.authenticate(&login))
     }
 
     fn sender(&self, client: &CloudClient) -> Arc<Sender> {

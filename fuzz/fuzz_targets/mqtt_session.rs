@@ -2,7 +2,7 @@
 //! says which, and where the rest is cut in two.
 #![no_main]
 
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -35,6 +35,14 @@ impl Backend for Memory {
     async fn login(&self, login: Login, mailbox: Mailbox) -> Result<Client, LoginError> {
         let sender = Sender { identity: login.identity, origin: Origin::Internal, model_id: login.model_id };
         Ok(Client { sender: Arc::new(sender), mailbox })
+    }
+
+    fn reauthenticate(
+        &self,
+        _: &Client,
+        _: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        ready(Ok(()))
     }
 
     fn sender(&self, client: &Client) -> Arc<Sender> {

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use edgehub_broker::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
 use edgehub_broker::delivery::ModulePumpOptions;
-use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, Standing};
+use edgehub_broker::hub::{
+    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, Standing,
+};
 use edgehub_broker::identity::{
     Authentication, FullScope, Hosts, Identity, RefreshOptions, ScopeCache, ScopeError, ScopeRefresher,
     ScopeSource, ServiceIdentity, Status, SymmetricKey, TokenSource, unix_now_secs,

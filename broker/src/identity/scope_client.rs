@@ -13,18 +13,16 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::pki_types::ServerName;
 use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::name::Identity;
 use super::record::{ScopePage, ServiceIdentity};
 use super::refresh::{FullScope, ScopeError, ScopeSource};
 use super::scope::{CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX};
 use super::token::TokenSource;
+use crate::dial::{self, HttpProxy, Target};
 
 /// Longest answer. A parent hub sends everything below one device in one page; an identity takes about 600 bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 * 1_024 * 1_024;
@@ -60,6 +58,8 @@ pub struct ScopeClientOptions {
     pub edge_device: Identity,
     /// Roots of trust for the upstream.
     pub tls: Arc<rustls::ClientConfig>,
+    /// The proxy in between, but for the hosts that it excepts.
+    pub proxy: Option<Arc<HttpProxy>>,
     /// Tokens of this edge device's hub module.
     pub tokens: Arc<TokenSource>,
     /// Identities asked for in one page, 1 to 1000.
@@ -81,6 +81,7 @@ impl ScopeClientOptions {
             port: 443,
             edge_device: edge_device.of_device(),
             tls,
+            proxy: None,
             tokens,
             page_size: 100,
             retry_pause: Duration::from_secs(1),
@@ -257,13 +258,13 @@ impl ScopeClient {
     async fn connect(&self) -> Result<Connection, ScopeError> {
         let host = &self.options.host;
         let unreachable = |error: &dyn fmt::Display| ScopeError::Unreachable(host.clone(), error.to_string());
-        let name = ServerName::try_from(host.clone()).map_err(|error| unreachable(&error))?;
-        let connecting = async {
-            let stream = TcpStream::connect((host.as_str(), self.options.port)).await?;
-            stream.set_nodelay(true)?;
-            TlsConnector::from(self.options.tls.clone()).connect(name, stream).await
+        let target = Target {
+            host,
+            port: self.options.port,
+            tls: &self.options.tls,
+            proxy: self.options.proxy.as_deref(),
         };
-        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), connecting)
+        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), dial::tls(target))
             .await
             .map_err(|_| ScopeError::Timeout(host.clone(), CONNECT_TIMEOUT_SECS))?
             .map_err(|error| unreachable(&error))?;

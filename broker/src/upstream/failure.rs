@@ -8,10 +8,14 @@ use serde::Serialize;
 pub enum UpstreamCause {
     /// The name of the upstream cannot be resolved.
     NameLookup,
-    /// No address of the upstream takes a connection.
+    /// No address of the upstream takes a connection in time.
     Connect,
+    /// The HTTP proxy opens no tunnel.
+    Proxy,
     /// TLS fails: the certificate has expired, has another name or an unknown authority, or nobody speaks TLS.
     Tls,
+    /// The upstream opens no WebSocket.
+    WebSocket,
     /// The hub's own token cannot be made, is refused, or is not answered.
     Token,
     /// The upstream closed the connection, or does not let it work.
@@ -28,7 +32,9 @@ impl UpstreamCause {
         match self {
             UpstreamCause::NameLookup => "name_lookup",
             UpstreamCause::Connect => "connect",
+            UpstreamCause::Proxy => "proxy",
             UpstreamCause::Tls => "tls",
+            UpstreamCause::WebSocket => "web_socket",
             UpstreamCause::Token => "token",
             UpstreamCause::Closed => "closed",
             UpstreamCause::Lost => "lost",

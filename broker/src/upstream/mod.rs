@@ -58,6 +58,7 @@ use edgehub_storage::{Queue, QueueId, Store};
 use tokio::sync::watch;
 
 use crate::delivery::{BackoffOptions, Losses};
+use crate::dial::Transport;
 use crate::identity::{Identity, ScopeCache, TokenSource};
 
 use control::ControlPeer;
@@ -70,8 +71,10 @@ pub use watchdog::WatchdogStep;
 pub struct UpstreamOptions {
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
-    /// AMQP port, 5671 as a rule.
+    /// Port that is dialled: 5671 as a rule, 443 for WebSockets.
     pub port: u16,
+    /// What carries AMQP.
+    pub transport: Transport,
     /// Host of the cloud hub, in the names of tokens.
     pub hub_host: String,
     /// The hub's own identity, `{edge device}/$edgeHub`.

@@ -24,10 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_storage::{Queue, ReadLimit, Store};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 
 use super::control::{ControlPeer, Request};
 use super::dial::dial;
@@ -37,6 +35,7 @@ use super::uplink::Uplink;
 use super::work::Work;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use crate::delivery::{Backoff, Losses, QueueReader};
+use crate::dial::UpstreamStream;
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
@@ -173,11 +172,7 @@ impl Supervisor {
         end
     }
 
-    async fn serve(
-        &mut self,
-        uplink: &mut Uplink<TlsStream<TcpStream>>,
-        up_since: &mut Option<Instant>,
-    ) -> End {
+    async fn serve(&mut self, uplink: &mut Uplink<UpstreamStream>, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
         let mut look = Instant::now() + look_every;
         // Whether there may be something to read, and whether reading failed since the last look.
@@ -292,7 +287,7 @@ impl Supervisor {
         }
     }
 
-    fn show(&mut self, uplink: &Uplink<TlsStream<TcpStream>>, now: Instant) {
+    fn show(&mut self, uplink: &Uplink<UpstreamStream>, now: Instant) {
         self.show_load(uplink.sessions());
         if let Some(reason) = uplink.throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);

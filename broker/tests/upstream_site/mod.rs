@@ -7,7 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, Losses, ModulePumpOptions};
-use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus};
+use edgehub_broker::dial::Transport;
+use edgehub_broker::hub::{
+    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
+};
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
 };
@@ -94,6 +97,7 @@ pub(crate) fn upstream_options(
     let options = UpstreamOptions {
         host: "localhost".into(),
         port,
+        transport: Transport::Tls,
         hub_host: CLOUD_HOST.into(),
         tokens: Arc::new(TokenSource::new(CLOUD_HOST, &own, Arc::new(key))),
         identity: own,

@@ -72,11 +72,9 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
     KnownSetting { name, effect: Effect::Ignored(why), own: false, secret: false }
 }
 
-const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
-const NO_PROXY: &str = "this release connects to its upstream without a proxy";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
 const OWN_STORE: &str = "the store sizes itself";
@@ -105,10 +103,10 @@ const KNOWN: &[KnownSetting] = &[
     ignored("EdgeModuleHubServerCAChainCertificateFile", "use the three EdgeHubDev… PEM files"),
     // Listeners
     used("mqttSettings:enabled"),
-    ignored("amqpSettings:enabled", NO_AMQP_HEAD),
-    ignored("amqpSettings:port", NO_AMQP_HEAD),
-    ignored("amqpSettings:scheme", NO_AMQP_HEAD),
-    ignored("amqpSettings:delayedBatchingEnabled", NO_AMQP_HEAD),
+    used("amqpSettings:enabled"),
+    used("amqpSettings:port"),
+    ignored("amqpSettings:scheme", "the port speaks TLS; listen.amqp_plain opens one without"),
+    ignored("amqpSettings:delayedBatchingEnabled", "dispositions of one turn are always sent together"),
     used("httpSettings:enabled"),
     used("httpSettings:port"),
     used("httpSettings:metrics_port"),
@@ -149,8 +147,9 @@ const KNOWN: &[KnownSetting] = &[
     ignored("ServerCertificateRenewAfterInMs", RENEWAL),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream
-    mapped("UpstreamProtocol", "Amqp is the one protocol towards the upstream in this release"),
-    ignored("https_proxy", NO_PROXY),
+    used("UpstreamProtocol"),
+    KnownSetting { name: "https_proxy", effect: Effect::Used, own: false, secret: true },
+    used("no_proxy"),
     ignored("IotHubConnectionPoolSize", "one connection carries all identities"),
     ignored("CloudConnectionIdleTimeoutSecs", "links follow their clients"),
     ignored("CloseCloudConnectionOnIdleTimeout", "links follow their clients"),
@@ -204,6 +203,8 @@ const KNOWN: &[KnownSetting] = &[
     own("listen:mqtt_address"),
     own("listen:mqtt_port"),
     own("listen:mqtt_plain"),
+    own("listen:amqp_address"),
+    own("listen:amqp_plain"),
     own("listen:https_address"),
     own("listen:metrics_address"),
     own("listen:threads"),

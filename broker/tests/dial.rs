@@ -196,6 +196,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
         clients_max: 10,
         module_pump: ModulePumpOptions::default(),
         upstream: Some(upstream),
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
         control: ControlOptions::default(),

@@ -1,6 +1,9 @@
 //! What stands in for the upstream: the hub's own AMQP head over TLS, and a peer that misbehaves on request.
 
-mod foreign;
+#![allow(dead_code)] // each test program uses a part of it
+
+pub(crate) mod cloud;
+pub(crate) mod foreign;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -19,8 +22,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-
-pub(crate) use foreign::Foreign;
 
 use super::recording::Recording;
 
@@ -145,6 +146,8 @@ pub(crate) struct Scripted {
     /// Numbers of accepted messages, in order, with the name of the sender's address.
     pub(crate) accepted: Arc<Mutex<Vec<(String, u32)>>>,
     pub(crate) tokens_seen: Arc<Mutex<usize>>,
+    /// Addresses of the links that were asked for.
+    pub(crate) links: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scripted {
@@ -163,6 +166,7 @@ impl Scripted {
                         let parsed = LinkAddress::parse(&address, request.attach.role).unwrap();
                         let tokens = parsed.kind() == LinkKind::Cbs;
                         let slow = address.contains("/slow");
+                        self.links.lock().push(address.clone());
                         let credit = match (tokens, slow) {
                             (true, _) => manners.token_credit,
                             (false, true) => manners.slow_credit,
@@ -233,6 +237,12 @@ impl Scripted {
             }
             driver.turn().await;
         }
+    }
+
+    /// How often a module's links were asked for.
+    pub(crate) fn links_seen(&self, module: &str) -> usize {
+        let path = format!("/modules/{module}/");
+        self.links.lock().iter().filter(|address| address.contains(&path)).count()
     }
 
     /// The numbers of a sender that were accepted.

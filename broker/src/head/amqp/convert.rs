@@ -28,7 +28,7 @@ const APPLICATION_NAMES: [(&str, SystemProperty); 4] = [
 ///
 /// # Errors
 /// When a section cannot be decoded, or the body is not data.
-pub(super) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message, Error> {
+pub(crate) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message, Error> {
     let malformed =
         |error| Error::new(Condition::DECODE_ERROR, format!("the message cannot be read: {error}"));
     let mut system: Vec<(SystemProperty, Text)> = Vec::new();

@@ -8,7 +8,7 @@
 
 mod clients;
 mod connection;
-mod convert;
+pub(crate) mod convert;
 mod deliveries;
 mod identity;
 mod limits;

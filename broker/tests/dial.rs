@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod recording;
-#[allow(dead_code, unused_imports)] // a part of it is used here
+#[allow(unused_imports)] // a part of it is used here
 mod upstream_peers;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -199,7 +199,6 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
         control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
-        control: ControlOptions::default(),
     };
     let store = Store::open(StoreOptions::memory()).unwrap();
     let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());

@@ -378,8 +378,14 @@ async fn floods_of_links_are_bounded() {
     let (mut attached, mut refused) = (0, 0);
     while attached + refused < links.len() {
         peer.event(|event| match event {
-            Event::Attached { .. } => Some(attached += 1),
-            Event::AttachRefused { .. } => Some(refused += 1),
+            Event::Attached { .. } => {
+                attached += 1;
+                Some(())
+            }
+            Event::AttachRefused { .. } => {
+                refused += 1;
+                Some(())
+            }
             _ => None,
         })
         .await;
@@ -538,8 +544,7 @@ async fn two_thousand_identities_share_a_connection() {
         for _ in 0..100 {
             sessions.push(peer.begin().await);
         }
-        for number in batch * 100..(batch + 1) * 100 {
-            let session = sessions[number];
+        for (number, session) in sessions.iter().copied().enumerate().skip(batch * 100) {
             let chain = format!("leaf{number};child");
             let chain = vec![("com.microsoft:auth-chain".into(), Value::String(chain.as_str().into()))];
             let telemetry = format!("/devices/leaf{number}/messages/events");
@@ -556,7 +561,10 @@ async fn two_thousand_identities_share_a_connection() {
         let mut attached = 0;
         while attached < asked.len() {
             peer.event(|event| match event {
-                Event::Attached { .. } => Some(attached += 1),
+                Event::Attached { .. } => {
+                    attached += 1;
+                    Some(())
+                }
                 Event::AttachRefused { error, .. } => panic!("{error:?}"),
                 _ => None,
             })

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use edgehub_broker::amqp::*;
+use edgehub_broker::identity::SasToken;
 use serde_json::Value as Json;
 
 fn vectors(text: &str) -> Vec<Json> {
@@ -140,6 +141,7 @@ fn put_token_requests() {
         assert_eq!(correlation_id, message_id(&output["correlationId"]), "{id}");
         // The token's own faults (expiry, audience) are found by whoever parses tokens.
         let malformed_request = ("AC-008"..="AC-014").contains(&id.as_str());
+        let token = request.as_ref().ok().map(|request| request.token.expose().to_owned());
         match request {
             Ok(request) => {
                 assert!(!malformed_request, "{id}");
@@ -152,6 +154,16 @@ fn put_token_requests() {
             }
         }
         let status_code = output["statusCode"]["value"].as_i64().expect("number") as i32;
+        if let Some(token) = token {
+            let now_secs = input["now"].as_i64().expect("number");
+            let named = SasToken::parse(&token, now_secs).map(|token| token.identities()).unwrap_or_default();
+            let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+            match output["identity"].as_str() {
+                Some(identity) => assert!(named.iter().any(|name| name == identity), "{id}: {named:?}"),
+                None => assert!(named.is_empty(), "{id}: {named:?}"),
+            }
+            assert_eq!(status_code, if named.is_empty() { 400 } else { 200 }, "{id}");
+        }
         let response = CbsResponse { correlation_id, status_code, description: "OK".into() };
         let message = parse(response.encode());
         assert_eq!(message.application_property("status-code"), Ok(Some(Value::Int(status_code))), "{id}");

@@ -422,3 +422,40 @@ impl ModulePump {
 fn ended(changed: &Result<(), watch::error::RecvError>) -> End {
     if changed.is_ok() { End::Changed } else { End::Stopped }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use edgehub_storage::{Offset, Store, StoreOptions, Ttl};
+
+    use super::*;
+
+    fn delivery(sent_at: Instant) -> Delivery {
+        let accepted_at = Store::open(StoreOptions::memory()).unwrap().now();
+        let entry =
+            Entry { offset: Offset::new(0), bytes: bytes::Bytes::new(), accepted_at, ttl: Ttl::Infinite };
+        Delivery { lane: 0, level: 0, entry, sent_at, route: 0 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waited_for_credit_has_its_time_from_when_it_was_sent() {
+        let mut window = Window::new();
+        let handed_over = Instant::now();
+        let tags: Vec<u64> = (0..3).map(|_| window.deliveries.push(delivery(handed_over))).collect();
+        tokio::time::advance(Duration::from_secs(20)).await;
+        window.settler.sent(tags[0]);
+        window.settler.sent(tags[1]);
+        // An answered one leaves no mark behind.
+        window.settler.settle([(tags[1], backend::Outcome::Accepted)]);
+        tokio::time::advance(Duration::from_secs(15)).await;
+        window.note_sent();
+        let sent: Vec<_> = window.deliveries.iter().map(|delivery| delivery.sent_at - handed_over).collect();
+        assert_eq!(sent, [20, 0, 0].map(Duration::from_secs));
+        assert!(window.settler.take_sent().is_empty());
+        let settler = window.settler.clone();
+        assert!(!settler.is_abandoned());
+        drop(window);
+        assert!(settler.is_abandoned(), "the head need not send what it kept back");
+    }
+}

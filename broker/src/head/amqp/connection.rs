@@ -24,6 +24,9 @@ use crate::backend::{Backend, Command};
 use crate::head::mqtt::Peer;
 use crate::identity::Identity;
 
+/// Commands that are done without a look at the socket.
+const COMMANDS_IN_A_ROW_MAX: usize = 64;
+
 /// Serves one connection to its end. `shutdown` resolves when the process stops.
 pub async fn serve<S, B>(
     stream: S,
@@ -57,6 +60,7 @@ pub async fn serve<S, B>(
         sasl_login: None,
         by_certificate: false,
         mailboxes: Mailboxes::default(),
+        commands_in_a_row: 0,
         links: Links::default(),
         held: HeldLinks::default(),
         outcomes: Outcomes::default(),
@@ -88,6 +92,7 @@ pub(super) struct Head<S, B: Backend> {
     /// When the connection ends if nobody has logged in.
     pub(super) first_login: Option<Pin<Box<Sleep>>>,
     pub(super) mailboxes: Mailboxes,
+    commands_in_a_row: usize,
     links: Links,
     held: HeldLinks,
     outcomes: Outcomes,
@@ -157,9 +162,18 @@ where
             if self.telemetry.poll_commits(self.driver.connection(), cx) {
                 return Poll::Ready(News::Moved);
             }
+            // Commands that come together are written together, but do not keep the socket waiting without end.
+            if self.commands_in_a_row == COMMANDS_IN_A_ROW_MAX {
+                self.commands_in_a_row = 0;
+                if self.driver.poll_turn(cx).is_ready() {
+                    return Poll::Ready(News::Moved);
+                }
+            }
             if let Poll::Ready((identity, command)) = self.mailboxes.poll_command(cx) {
+                self.commands_in_a_row += 1;
                 return Poll::Ready(News::Command(identity, command));
             }
+            self.commands_in_a_row = 0;
             self.driver.poll_turn(cx).map(|()| News::Moved)
         })
         .await

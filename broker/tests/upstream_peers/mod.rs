@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edgehub_broker::amqp::{
-    AttachAnswer, CbsResponse, Connection, Driver, Error, Event, LinkAddress, LinkId, LinkKind, Message,
-    Options, Outcome, PutToken, Role, SendOptions, parse_batch,
+    AttachAnswer, CbsResponse, Condition, Connection, Driver, Error, Event, LinkAddress, LinkId, LinkKind,
+    Message, Options, Outcome, PutToken, Role, SendOptions, parse_batch,
 };
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
 use edgehub_broker::head::mqtt::Peer;
@@ -165,6 +165,11 @@ impl Scripted {
                         let address = request.address().unwrap_or_default().to_string();
                         let parsed = LinkAddress::parse(&address, request.attach.role).unwrap();
                         let tokens = parsed.kind() == LinkKind::Cbs;
+                        if !tokens && parsed.kind() != LinkKind::Telemetry {
+                            let error = Error::from(Condition::NOT_IMPLEMENTED);
+                            assert!(engine.refuse_attach(request.link, error));
+                            continue;
+                        }
                         let slow = address.contains("/slow");
                         self.links.lock().push(address.clone());
                         let credit = match (tokens, slow) {
@@ -255,10 +260,7 @@ impl Scripted {
 
 /// The answer by which a receiver asks for a pause.
 pub(crate) fn busy(_: &[u32]) -> Outcome {
-    Outcome::Rejected(Some(Error::new(
-        edgehub_broker::amqp::Condition::of("com.microsoft:server-busy"),
-        "later",
-    )))
+    Outcome::Rejected(Some(Error::new(Condition::of("com.microsoft:server-busy"), "later")))
 }
 
 /// A port that takes connections and never says a word.

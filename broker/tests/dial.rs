@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod recording;
-#[allow(dead_code, unused_imports)] // a part of it is used here
+#[allow(unused_imports)] // a part of it is used here
 mod upstream_peers;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -261,13 +261,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             }
             _ => &[LinkKind::CloudToDevice],
         };
-        for kind in kinds {
-            self.close_link(lane, *kind);
-            if let Some(remote) = self.remotes.get_mut(&lane)
-                && !remote.refused.contains(kind)
-            {
-                remote.refused.push(*kind);
-            }
+        let linked = self.remotes.get(&lane).is_some_and(|remote| remote.linked);
+        kinds.iter().for_each(|kind| self.close_link(lane, *kind));
+        if let Some(remote) = self.remotes.get_mut(&lane) {
+            // What is in place besides is still in place.
+            remote.linked = linked;
+            remote.refused.extend(kinds.iter().copied());
         }
         work.wants.park(lane, None, Instant::now());
         self.check_links(lane, work);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use edgehub_broker::backend::LoginError;
 use edgehub_broker::upstream::{UpstreamCause, UpstreamState, WatchdogStep};
-use recording::{Recording, until};
+use recording::{DEADLINE, Recording, until};
 use tokio::time::Instant;
 use upstream_peers::faults::{Authority, Fault, Network};
 use upstream_peers::{Manners, SHORT, Scripted, Server, Transfers, tls};
@@ -174,7 +174,9 @@ async fn credit_that_is_never_given_to_one_costs_the_others_nothing() {
     site.publish(&mut slow, "out", 0..50).await;
     let mut sent = 0;
     // While the other gets on, the connection stays, however often the one is started anew.
+    let deadline = Instant::now() + 2 * DEADLINE;
     while site.upstream().watchdog.get(&WatchdogStep::Session).is_none_or(|count| *count < 3) {
+        assert!(Instant::now() < deadline, "{:?}", site.upstream());
         site.publish(&mut m1, "out", sent..sent + 1).await;
         sent += 1;
         until("the other flows", || site.ledger(QUEUE).delivered == u64::from(sent)).await;

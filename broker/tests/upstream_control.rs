@@ -8,17 +8,24 @@ mod upstream_peers;
 mod upstream_site;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::amqp::{
     Condition, Error, LinkKind, MessageId, Outcome as Settled, ReceiverSettle, SenderSettle, Value,
 };
-use edgehub_broker::backend::{MethodAnswer, Outcome};
-use edgehub_broker::message::{SystemProperty, Value as Held};
+use edgehub_broker::backend::{
+    CallId, CloseReason, Command, Deliveries, DesiredPatch, Feature, MethodAnswer, MethodCall, Outcome,
+    Settler, Target, TwinAnswer, TwinError, TwinOperation, TwinReply,
+};
+use edgehub_broker::delivery::BackoffOptions;
+use edgehub_broker::message::{Message, Origin, Properties, Sender, SystemProperty, Value as Held};
 use edgehub_broker::upstream::control::{ControlError, Downward, Wanted};
 use edgehub_broker::upstream::{UpstreamState, WatchdogStep};
-use recording::until;
+use recording::{DEADLINE, Recording, until};
+use tokio::time::Instant;
 use upstream_peers::cloud::{Cloud, Push};
+use upstream_peers::foreign::Foreign;
 use upstream_peers::{SHORT, Server, silent, tls};
 use upstream_site::{Knobs, Plane, identity, plane};
 
@@ -113,6 +120,7 @@ async fn what_an_identity_wants_is_put_in_place_told_and_let_go() {
     linked(&mut plane, "edge1").await;
     assert_eq!(peer.operations("edge1"), ["PUT", "PUT"]);
     assert_eq!(peer.attached("edge1", LinkKind::MethodCalls), 1, "what stays is not touched");
+    assert_eq!(peer.attached("edge1", LinkKind::CloudToDevice), 2, "what was let go comes anew");
     until("two sessions", || plane.status().sessions == 2).await;
     plane.control.want(&edge, Wanted::default()).await;
     until("its session is let go", || plane.status().sessions == 1).await;
@@ -247,9 +255,10 @@ async fn requests_are_bounded_per_identity_and_what_is_never_answered_is_started
     until("the link is made anew", || peer.attached("edge1/m1", LinkKind::TwinRequests) >= 1).await;
     until("counted", || plane.status().watchdog.contains_key(&WatchdogStep::Link)).await;
     peer.state.lock().twin_status.clear();
-    let mut healed = plane.control.twin(&identity("edge1/m1")).await;
-    while healed.is_err() {
-        healed = plane.control.twin(&identity("edge1/m1")).await;
+    let deadline = Instant::now() + DEADLINE;
+    while plane.control.twin(&identity("edge1/m1")).await.is_err() {
+        assert!(Instant::now() < deadline, "it heals");
+        tokio::task::yield_now().await;
     }
     assert_eq!(plane.status().failures, 0);
 }
@@ -303,16 +312,30 @@ async fn a_feature_that_the_upstream_lacks_does_not_take_the_others_with_it() {
     assert_eq!(peer.attached("edge1", LinkKind::MethodCalls), 1);
     peer.state.lock().refuses.clear();
     peer.push(Push::ToDevice("edge1", TAG, "hello"));
-    loop {
-        match plane.hears().await {
-            Downward::CloudToDevice { .. } => break,
-            Downward::Linked(_) => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    let heard = plane.hears().await;
+    assert!(matches!(heard, Downward::CloudToDevice { .. }), "what is in place is told once: {heard:?}");
     // No twins at all.
     peer.state.lock().refuses.insert(("edge1/m1".into(), LinkKind::TwinAnswers), lacks);
     assert_eq!(plane.control.twin(&identity("edge1/m1")).await, Err(ControlError::Unsupported));
+}
+
+#[tokio::test]
+async fn identities_that_get_nothing_keep_no_place_from_others() {
+    let peer = Cloud::default();
+    for number in 0..70 {
+        let lacks = Error::from(Condition::NOT_IMPLEMENTED);
+        peer.state.lock().refuses.insert((format!("edge1/n{number}"), LinkKind::MethodCalls), lacks);
+    }
+    let never = BackoffOptions { first: Duration::from_secs(3_600), max: Duration::from_secs(3_600) };
+    let knobs = Knobs { senders: 71, backoff: never, ..Knobs::default() };
+    let (_server, mut plane) = cloud(&peer, &knobs).await;
+    let methods = Wanted { methods: true, ..Wanted::default() };
+    for number in 0..71 {
+        plane.control.want(&identity(&format!("edge1/n{number}")), methods).await;
+    }
+    linked(&mut plane, "edge1/n70").await;
+    until("all others wait", || plane.status().parked_identities == 70).await;
+    assert_eq!(plane.status().failures, 0);
 }
 
 #[tokio::test]
@@ -346,6 +369,121 @@ async fn lost_links_and_sessions_are_made_anew_and_the_hub_is_told() {
 }
 
 #[tokio::test]
+async fn a_hub_above_serves_the_control_plane_of_a_hub_below() {
+    let (server_tls, client_tls) = tls();
+    let parent = Recording::default();
+    let server = Server::head(0, server_tls, parent.clone()).await;
+    let mut plane = plane(server.port, client_tls, &Knobs::default());
+    let edge = identity("edge1");
+    plane.control.want(&identity("edge1/m1"), ALL).await;
+    linked(&mut plane, "edge1/m1").await;
+    plane.control.want(&edge, ALL).await;
+    linked(&mut plane, "edge1").await;
+    for feature in [Feature::DesiredProperties, Feature::Methods, Feature::CloudToDevice] {
+        assert!(parent.state.lock().features.contains(&(edge.clone(), feature, true)), "{feature:?}");
+    }
+    {
+        let state = parent.state.lock();
+        let login = state.logins.iter().find(|login| login.identity == edge).unwrap();
+        assert_eq!(login.auth_chain.as_deref(), Some("edge1"));
+    }
+    // Twins: answers come by the mailbox, the second before the first.
+    let ask = |at: usize| parent.state.lock().twin_requests[at].1.correlation.clone().unwrap();
+    let control = plane.control.clone();
+    let reading = tokio::spawn(async move { control.twin(&identity("edge1")).await });
+    until("read", || parent.state.lock().twin_requests.len() == 1).await;
+    let control = plane.control.clone();
+    let patching =
+        tokio::spawn(async move { control.patch_reported(&identity("edge1"), r#"{"a":1}"#.into()).await });
+    until("patched", || parent.state.lock().twin_requests.len() == 2).await;
+    let patch = TwinOperation::PatchReported(r#"{"a":1}"#.into());
+    assert_eq!(parent.state.lock().twin_requests[1].1.operation, patch);
+    let answer = |at, result| Command::TwinAnswer(TwinAnswer { correlation: ask(at), result });
+    parent.command("edge1", answer(1, Ok(TwinReply::Patched { version: Some(3) }))).await;
+    assert_eq!(patching.await.unwrap(), Ok(Some(3)));
+    parent.command("edge1", answer(0, Err(TwinError::Busy))).await;
+    let refused = reading.await.unwrap();
+    assert!(matches!(refused, Err(ControlError::Refused { status: 429, .. })), "{refused:?}");
+    // Down: a notification, a call and a message.
+    let changed = DesiredPatch { patch: r#"{"$version":2}"#.into(), version: 2 };
+    parent.command("edge1", Command::Desired(changed)).await;
+    let Downward::Desired { patch, .. } = plane.hears().await else { panic!("desired") };
+    assert_eq!(patch, r#"{"$version":2}"#);
+    let call = MethodCall { id: CallId::new(), name: "reboot".into(), payload: "5".into() };
+    parent.command("edge1", Command::Invoke(call.clone())).await;
+    let Downward::Method { name, payload, answer, .. } = plane.hears().await else { panic!("method") };
+    assert_eq!((&*name, &payload[..]), ("reboot", &b"5"[..]));
+    let answered = MethodAnswer { status: 207, payload: "[]".into() };
+    answer.send(answered.clone()).unwrap();
+    until("answered", || !parent.state.lock().method_answers.is_empty()).await;
+    assert_eq!(parent.state.lock().method_answers, [(edge.clone(), call.id, answered)]);
+    let sender = Sender { identity: edge.clone(), origin: Origin::Downstream, model_id: None };
+    let message = |tag, body: &'static str| {
+        (
+            tag,
+            Message::new(Arc::new(sender.clone()), Properties::empty(), Bytes::from_static(body.as_bytes())),
+        )
+    };
+    let settler = Settler::new();
+    let messages = vec![message(1, "one"), message(2, "two"), message(3, "three")];
+    let deliveries = Deliveries { target: Target::Device, messages, settler: settler.clone() };
+    parent.command("edge1", Command::Deliver(deliveries)).await;
+    let outcomes = [Outcome::Accepted, Outcome::Rejected, Outcome::Released];
+    for (body, outcome) in ["one", "two", "three"].into_iter().zip(outcomes) {
+        let Downward::CloudToDevice { message, settle, .. } = plane.hears().await else { panic!("message") };
+        assert_eq!(message.body, body);
+        settle.send(outcome).unwrap();
+    }
+    let mut settled = Vec::new();
+    while settled.len() < 3 {
+        settled.extend(settler.settled().await);
+    }
+    assert_eq!(settled, [1, 2, 3].into_iter().zip(outcomes).collect::<Vec<_>>());
+    // Whoever takes the identity over takes its links; they come back.
+    parent.command("edge1", Command::Close(CloseReason::TakenOver)).await;
+    linked(&mut plane, "edge1").await;
+    assert_eq!(plane.status().failures, 0);
+}
+
+#[tokio::test]
+async fn an_independent_implementation_serves_the_control_plane() {
+    let (server_tls, client_tls) = tls();
+    let peer = Foreign::default();
+    let serving = peer.clone();
+    let server = Server::start(0, server_tls, move |stream| serving.clone().serve(stream)).await;
+    let mut plane = plane(server.port, client_tls, &Knobs::default());
+    assert!(matches!(plane.hears().await, Downward::Up));
+    let edge = identity("edge1");
+    assert_eq!(plane.control.twin(&edge).await.unwrap(), r#"{"desired":{},"reported":{}}"#);
+    assert_eq!(plane.control.patch_reported(&edge, "{}".into()).await.unwrap(), Some(5));
+    plane.control.want(&edge, ALL).await;
+    linked(&mut plane, "edge1").await;
+    // It calls a method and sends a message as soon as it can.
+    let (mut called, mut told) = (false, false);
+    while !(called && told) {
+        match plane.hears().await {
+            Downward::Method { name, answer, .. } => {
+                assert_eq!(&*name, "foreign");
+                answer.send(MethodAnswer { status: 201, payload: "7".into() }).unwrap();
+                called = true;
+            }
+            Downward::CloudToDevice { message, settle, .. } => {
+                assert_eq!(message.body, "from afar");
+                settle.send(Outcome::Accepted).unwrap();
+                told = true;
+            }
+            Downward::Up | Downward::Linked(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    until("answered", || peer.control.lock().len() == 4).await;
+    let mut control = peer.control.lock().clone();
+    control.sort();
+    assert_eq!(control, ["GET", "PATCH", "PUT", "answer 201 7"]);
+    until("settled", || *peer.settled.lock() == 1).await;
+}
+
+#[tokio::test]
 async fn identities_outside_the_scope_hear_it_at_once() {
     let peer = Cloud::default();
     let (_server, plane) = cloud(&peer, &Knobs::default()).await;
@@ -355,5 +493,4 @@ async fn identities_outside_the_scope_hear_it_at_once() {
         "{refused:?}"
     );
     assert!(plane.control.twin(&identity("edge1/m1")).await.is_ok());
-    let _: Arc<_> = plane.scope.clone();
 }

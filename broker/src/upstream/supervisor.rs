@@ -192,9 +192,6 @@ impl Supervisor {
                 }
                 self.show(uplink, now);
             }
-            if let Err(failure) = uplink.put_tokens(&self.work.lanes) {
-                return End::Failed(failure);
-            }
             if uplink.take_up() {
                 tracing::info!(upstream = %self.options.host, "Connected to the upstream");
                 *up_since = Some(now);
@@ -253,6 +250,10 @@ impl Supervisor {
                 }
                 uplink.send(&mut self.work);
                 may_wake = self.work.reader.as_ref().is_some_and(QueueReader::is_fresh);
+            }
+            // Last, so that nothing of this turn waits for the next one to be asked for.
+            if let Err(failure) = uplink.put_tokens(&self.work.lanes) {
+                return End::Failed(failure);
             }
             let wake = self.work.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
             let wake = self.work.wants.next_wake().map_or(wake, |at| at.min(wake));

@@ -6,8 +6,12 @@ use edgehub_broker::amqp::{MESSAGE_FORMAT_BATCH, Message as Encoded};
 use fe2o3_amqp::acceptor::{
     ConnectionAcceptor, LinkAcceptor, LinkEndpoint, ListenerSessionHandle, SessionAcceptor,
 };
-use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Message, Properties};
-use fe2o3_amqp::types::primitives::Value;
+use fe2o3_amqp::types::messaging::annotations::AnnotationKey;
+use fe2o3_amqp::types::messaging::{
+    ApplicationProperties, Body, Message, MessageAnnotations, MessageId, Outcome, Properties,
+};
+use fe2o3_amqp::types::primitives::{SimpleValue, Value};
+use fe2o3_amqp::{Receiver, Sender};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -17,6 +21,10 @@ use tokio_rustls::server::TlsStream;
 pub(crate) struct Foreign {
     pub(crate) accepted: Arc<Mutex<Vec<(String, u32)>>>,
     pub(crate) batches: Arc<Mutex<usize>>,
+    /// Twin requests and answers of methods.
+    pub(crate) control: Arc<Mutex<Vec<String>>>,
+    /// Messages to devices that were accepted.
+    pub(crate) settled: Arc<Mutex<usize>>,
 }
 
 impl Foreign {
@@ -31,11 +39,92 @@ impl Foreign {
         answering.abort();
     }
 
+    /// Serves the links of one identity.
     async fn receive(self, mut session: ListenerSessionHandle) {
-        let Ok(LinkEndpoint::Receiver(mut receiver)) = LinkAcceptor::new().accept(&mut session).await else {
-            panic!("a link on which the hub sends");
-        };
-        let address = receiver.target().as_ref().and_then(|target| target.address.clone()).unwrap();
+        let links = LinkAcceptor::new();
+        let mut answers = None;
+        while let Ok(link) = links.accept(&mut session).await {
+            match link {
+                LinkEndpoint::Receiver(receiver) => {
+                    let target = receiver.target().as_ref().and_then(|target| target.address.clone());
+                    let address = target.unwrap();
+                    match address.rsplit('/').next() {
+                        Some("events") => drop(tokio::spawn(self.clone().take_messages(receiver, address))),
+                        Some("twin") => {
+                            // The answer link comes first.
+                            let sender = answers.take().expect("a link for answers");
+                            tokio::spawn(self.clone().serve_twin(receiver, sender));
+                        }
+                        Some("deviceBound") => drop(tokio::spawn(self.clone().take_answers(receiver))),
+                        _ => panic!("{address}"),
+                    }
+                }
+                LinkEndpoint::Sender(sender) => {
+                    let source = sender.source().as_ref().and_then(|source| source.address.clone());
+                    let address = source.unwrap();
+                    if address.ends_with("/twin") {
+                        answers = Some(sender);
+                    } else if address.ends_with("/methods/deviceBound") {
+                        tokio::spawn(call(sender));
+                    } else if address.ends_with("/messages/deviceBound") {
+                        tokio::spawn(self.clone().send_message(sender));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn serve_twin(self, mut requests: Receiver, mut answers: Sender) {
+        while let Ok(delivery) = requests.recv::<Body<Value>>().await {
+            let request = delivery.message();
+            let annotations = request.message_annotations.as_ref().unwrap();
+            let operation = match annotations.0.get(&"operation" as &dyn AnnotationKey) {
+                Some(Value::String(operation)) => operation.clone(),
+                other => panic!("{other:?}"),
+            };
+            self.control.lock().push(operation.clone());
+            let id = request.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
+            let (status, body) = match operation.as_str() {
+                "GET" => (200, r#"{"desired":{},"reported":{}}"#),
+                "PATCH" => (204, ""),
+                _ => (200, ""),
+            };
+            let answer = Message::builder()
+                .message_annotations(
+                    MessageAnnotations::builder().insert("status", status).insert("version", 5i64).build(),
+                )
+                .properties(Properties::builder().correlation_id(id.unwrap()).build())
+                .data(body.as_bytes().to_vec())
+                .build();
+            let _ = requests.accept(&delivery).await;
+            if answers.send(answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn take_answers(self, mut receiver: Receiver) {
+        while let Ok(delivery) = receiver.recv::<Body<Value>>().await {
+            let answer = delivery.message();
+            let properties = answer.application_properties.as_ref().unwrap();
+            let Some(SimpleValue::Int(status)) = properties.0.get("IoThub-status") else { panic!("status") };
+            let id = answer.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
+            assert!(matches!(id, Some(MessageId::Uuid(_))), "the id keeps its type");
+            let Body::Data(sections) = &answer.body else { panic!("data") };
+            let body: Vec<u8> = sections.iter().flat_map(|section| section.0.to_vec()).collect();
+            self.control.lock().push(format!("answer {status} {}", String::from_utf8(body).unwrap()));
+        }
+    }
+
+    async fn send_message(self, mut sender: Sender) {
+        let message = Message::builder().data(b"from afar".to_vec()).build();
+        if matches!(sender.send(message).await, Ok(Outcome::Accepted(_))) {
+            *self.settled.lock() += 1;
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn take_messages(self, mut receiver: Receiver, address: String) {
         while let Ok(delivery) = receiver.recv::<Body<Value>>().await {
             let Body::Data(sections) = delivery.body() else { panic!("data") };
             let batch = *delivery.message_format() == Some(MESSAGE_FORMAT_BATCH);
@@ -63,6 +152,20 @@ impl Foreign {
         });
         own.map(|(_, number)| *number).collect()
     }
+}
+
+/// Calls a method once, with an id that is a uuid.
+async fn call(mut sender: Sender) {
+    let id = MessageId::Uuid([9; 16].into());
+    let call = Message::builder()
+        .properties(Properties::builder().correlation_id(id).build())
+        .application_properties(
+            ApplicationProperties::builder().insert("IoThub-methodname", "foreign").build(),
+        )
+        .data(b"1".to_vec())
+        .build();
+    let _ = sender.send(call).await;
+    std::future::pending::<()>().await;
 }
 
 async fn answer_tokens(mut session: ListenerSessionHandle) {

@@ -97,7 +97,17 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_dead_letters", N, "Messages in the dead letters"),
     gauge("edgehub_dead_letters_oldest_age_seconds", N, "Age of the oldest dead letter"),
     gauge("edgehub_upstream_connected", N, "1 while the upstream is connected"),
+    gauge("edgehub_upstream_throttled", N, "1 while the upstream asks for a pause"),
     gauge("edgehub_upstream_inflight", N, "Transfers to the upstream not yet settled"),
+    gauge("edgehub_upstream_sessions", N, "Identities with a session upstream"),
+    gauge("edgehub_upstream_parked", N, "Identities that wait after a failure of their own upstream"),
+    counter("edgehub_upstream_failures_total", N, "Connections to the upstream lost or refused, by reason"),
+    counter(
+        "edgehub_upstream_watchdog_total",
+        N,
+        "What was started anew for want of progress, by step and reason",
+    ),
+    counter("edgehub_upstream_refused_total", N, "Calls and messages from the cloud without room, by kind"),
     counter("edgehub_config_applied_total", N, "Configurations received, by status"),
     gauge("edgehub_certificate_expiry_seconds", N, "Time to the expiry of a certificate"),
     counter(

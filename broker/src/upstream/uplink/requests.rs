@@ -88,7 +88,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             Answered::Throttled(reason) => {
                 self.throttled_for(reason, self.options.operation_timeout);
             }
-            Answered::Notifying => remote.notifying = Notifying::Yes,
+            Answered::Notifying => {
+                remote.notifying = Notifying::Yes;
+                // What changed before was not told.
+                remote.linked = false;
+            }
             Answered::NotNotifying(error) => {
                 tracing::debug!(identity = %work.identity(lane), %error, "The upstream gives no notifications");
                 remote.notifying = Notifying::Refused;

@@ -152,10 +152,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         remote.phase = Phase::Ready;
         remote.since = Instant::now();
         self.arrange(lane, work);
-        // Who wants nothing any more needs no links.
-        if self.remotes.get(&lane).is_some_and(|remote| remote.links().is_empty()) {
-            self.opening.remove(&lane);
-        }
     }
 
     /// Asks for a link of an identity, unless it is there.
@@ -196,15 +192,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let Some(remote) = self.remotes.get_mut(&lane) else { return };
         let Some(kind) = remote.set_attached(link) else { return };
         remote.since = Instant::now();
-        let complete = remote.links().iter().all(|link| link.attached);
         tracing::debug!(identity = %work.identity(lane), ?kind, "An upstream link is attached");
-        if complete {
-            self.opening.remove(&lane);
+        if kind == LinkKind::Telemetry {
+            self.ready(lane, &work.lanes);
         }
-        match kind {
-            LinkKind::Telemetry => self.ready(lane, &work.lanes),
-            _ => self.check_links(lane, work),
-        }
+        self.check_links(lane, work);
     }
 
     /// Asks for notifications once the twin links are there, and tells the hub once all is in place.
@@ -212,6 +204,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let wanted = work.wants.of(lane);
         let kinds = self.needed(lane, work);
         let Some(remote) = self.remotes.get_mut(&lane) else { return };
+        // What was refused, or is not wanted any more, is not waited for.
+        if remote.phase == Phase::Ready && remote.links().iter().all(|link| link.attached) {
+            self.opening.remove(&lane);
+        }
         let twin_attached = TWIN_KINDS.iter().all(|kind| remote.attached(*kind).is_some());
         if wanted.desired && twin_attached && remote.notifying == Notifying::No {
             remote.notifying = Notifying::Asked;
@@ -265,13 +261,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             }
             _ => &[LinkKind::CloudToDevice],
         };
-        for kind in kinds {
-            self.close_link(lane, *kind);
-            if let Some(remote) = self.remotes.get_mut(&lane)
-                && !remote.refused.contains(kind)
-            {
-                remote.refused.push(*kind);
-            }
+        let linked = self.remotes.get(&lane).is_some_and(|remote| remote.linked);
+        kinds.iter().for_each(|kind| self.close_link(lane, *kind));
+        if let Some(remote) = self.remotes.get_mut(&lane) {
+            // What is in place besides is still in place.
+            remote.linked = linked;
+            remote.refused.extend(kinds.iter().copied());
         }
         work.wants.park(lane, None, Instant::now());
         self.check_links(lane, work);

@@ -35,6 +35,9 @@ pub enum Command {
     Cloud(Box<CloudOptions>),
     /// Shows the hub at work: cloud, hub and modules on this machine, an outage, a kill, and the account of it all
     Demo(DemoOptions),
+    /// Shows the settings, their schema and their reference; needs no running hub
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Makes certificates
     #[command(subcommand)]
     Certificate(CertificateCommand),
@@ -151,6 +154,27 @@ pub struct SettingsOptions {
     /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// Subcommands of `edgehub config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Shows each setting with its value and where it comes from; secrets are masked
+    Show {
+        /// Where settings come from.
+        #[command(flatten)]
+        settings: SettingsOptions,
+        /// Leaves out what is a default
+        #[arg(long)]
+        given: bool,
+        /// Form of the report
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+    },
+    /// Prints the JSON schema of the settings file
+    Schema,
+    /// Prints the reference of the settings as Markdown tables
+    Reference,
 }
 
 /// Subcommands of `edgehub certificate`.

@@ -13,6 +13,7 @@ pub mod listen;
 pub mod log;
 pub mod manifest;
 pub mod metrics;
+pub mod output;
 pub mod pages;
 pub mod route;
 pub mod run;

@@ -22,7 +22,7 @@ use crate::log;
 use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
 use crate::pages::{Health, Pages};
-use crate::settings::{AdminSocket, Notice, Settings, Sources};
+use crate::settings::{APPSETTINGS_FILE, AdminSocket, Notice, Settings, Sources};
 use crate::store;
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
@@ -141,13 +141,15 @@ pub fn settings(options: &SettingsOptions) -> Result<(Settings, Vec<Notice>), Fa
     Ok(Settings::load(sources(options.config.as_deref(), options.flags()))?)
 }
 
-/// Where settings come from: a file, the environment of this process, and flags.
+/// Where settings come from: the files, the environment of this process, and flags.
 pub fn sources(file: Option<&Path>, flags: Vec<(String, String, String)>) -> Sources<'_> {
     // Variables that are not text are none of ours: all our values are.
     let environment = std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
         .collect();
-    Sources { file, environment, flags }
+    let program = std::env::current_exe().ok();
+    let appsettings = program.and_then(|program| Some(program.parent()?.join(APPSETTINGS_FILE)));
+    Sources { appsettings, file, environment, flags }
 }
 
 /// The runtime of everything that is not a connection.

@@ -26,6 +26,7 @@ fn load_bare(file: Option<&str>, environment: &[(&str, &str)], flags: &[(&str, &
     let mut written = tempfile::NamedTempFile::new().unwrap();
     written.write_all(file.unwrap_or_default().as_bytes()).unwrap();
     Settings::load(Sources {
+        appsettings: None,
         file: file.map(|_| written.path()),
         environment: environment.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect(),
         flags: flags.iter().map(|(name, text)| ("--set".into(), (*name).into(), (*text).into())).collect(),

@@ -193,7 +193,7 @@ const KNOWN: &[KnownSetting] = &[
     ignored("metrics:listener:host", "the reference does not evaluate it either"),
     ignored("metrics:listener:port", "the reference does not evaluate it either"),
     ignored("metrics:listener:suffix", "the reference does not evaluate it either"),
-    mapped("ShutdownWaitPeriod", "protocolTimeoutInSecs decides how long a stop may take"),
+    used("ShutdownWaitPeriod"),
     // Container
     ignored("EDGEHUBUSER_ID", "the program does not change its user"),
     ignored("TARGETARCH", "the program does not depend on it"),
@@ -222,6 +222,7 @@ const KNOWN: &[KnownSetting] = &[
     own("routing:strict"),
     own("delivery:lower_priority_share_percent"),
     own("admin:socket"),
+    own("log:format"),
 ];
 
 #[cfg(test)]

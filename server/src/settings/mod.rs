@@ -1,9 +1,9 @@
-//! Owns the settings: one typed value, built once from defaults, file, environment and flags.
+//! Owns the settings: one typed value, built once from defaults, files, environment and flags.
 //!
-//! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
-//! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
+//! Each layer overrides the one before: built-in defaults, the reference's `appsettings_hub.json` beside the program,
+//! the file of `--config` (TOML), environment variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
 //! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
-//! `listen.*`, `upstream.*`, `store.*`, `delivery.*`, `routing.*` and `admin.*` in the file, `EDGEHUB_LISTEN__…` in the
+//! `listen.*`, `upstream.*`, `store.*`, `delivery.*`, `routing.*`, `admin.*` and `log.*` in the file, `EDGEHUB_LISTEN__…` in the
 //! environment.
 //!
 //! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
@@ -12,10 +12,17 @@
 //! after `--set` is an error.
 
 mod admin;
+mod appsettings;
 mod catalog;
+pub mod command;
+mod describe;
 mod identity;
 mod layers;
+mod mask;
+pub mod reference;
 mod report;
+pub mod schema;
+pub mod show;
 mod value;
 
 use std::num::NonZeroUsize;
@@ -23,11 +30,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use admin::AdminSocket;
+pub use appsettings::FILE as APPSETTINGS_FILE;
 pub use catalog::{Effect, KnownSetting, known, setting_id};
+pub use describe::{Description, ValueKind};
 pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
-pub use value::{Durability, ListenAddress, ListenHost, LogLevel, TlsVersions};
+pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_routing::OverflowPolicy;
@@ -69,6 +78,10 @@ pub struct Settings {
     pub admin: AdminSocket,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
+    /// Form of the log's lines.
+    pub log_format: LogFormat,
+    /// Time that what is under way has to be finished at stop (`ShutdownWaitPeriod`).
+    pub shutdown_wait: Duration,
 }
 
 /// PEM files of the hub's own certificate.
@@ -214,6 +227,8 @@ pub struct MetricsSettings {
 /// The outside world that the settings come from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources<'a> {
+    /// The reference's settings file, `appsettings_hub.json`; it is read where it exists.
+    pub appsettings: Option<PathBuf>,
     /// The file of `--config`.
     pub file: Option<&'a Path>,
     /// The environment.
@@ -272,6 +287,8 @@ impl Settings {
             },
             admin: AdminSocket::read(values),
             log_level: values.choice("RuntimeLogLevel", LogLevel::Info, "info", LogLevel::parse),
+            log_format: values.required("log:format", "text or json", LogFormat::parse)?,
+            shutdown_wait: values.seconds("ShutdownWaitPeriod", 0)?,
             hub,
         })
     }

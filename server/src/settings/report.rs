@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
 use super::layers::{Entry, Origin};
+use super::mask::{self, Masked};
 
 /// Something the operator should know; one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,14 +100,14 @@ impl fmt::Display for Notice {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The settings file cannot be read.
-    #[error("settings file {path} cannot be read: {reason}; check the path given with --config")]
+    #[error("settings file {path} cannot be read: {reason}; check the path and the permissions")]
     FileUnreadable {
         /// The file.
         path: PathBuf,
         /// The system's reason.
         reason: String,
     },
-    /// The settings file is not TOML.
+    /// The settings file is not TOML, or the reference's is not JSON.
     #[error("settings file {path}, line {line}, column {column}: {reason}; correct the file")]
     FileSyntax {
         /// The file.
@@ -195,13 +196,14 @@ pub enum SettingsError {
 
 impl SettingsError {
     pub(super) fn value(name: &str, entry: &Entry, expected: &str) -> Self {
-        let secret = catalog::find(&setting_id(name)).is_none_or(|known| known.secret);
-        let shown = if secret {
-            String::new()
-        } else {
-            let mut text: String = entry.text.chars().take(60).collect();
-            text.retain(|character| !character.is_control());
-            format!(" = {text:?}")
+        let known = catalog::find(&setting_id(name));
+        let shown = match known.map(|known| mask::masked(known, &entry.text)) {
+            Some(Masked::Plain(text)) => {
+                let mut text: String = text.chars().take(60).collect();
+                text.retain(|character| !character.is_control());
+                format!(" = {text:?}")
+            }
+            Some(Masked::Hidden) | None => String::new(),
         };
         Self::Value { name: name.into(), origin: entry.origin.clone(), shown, expected: expected.into() }
     }

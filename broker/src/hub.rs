@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod credentials;
 mod flapping;
+mod own_twin;
 mod status;
 
 use std::sync::Arc;
@@ -81,6 +82,7 @@ struct Inner {
     dispatch: Dispatch,
     authenticator: Arc<dyn Authenticator>,
     client_roll: Arc<ClientRoll>,
+    own_desired: watch::Sender<Option<Arc<serde_json::Value>>>,
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
     connections: AtomicU64,
@@ -126,6 +128,7 @@ impl Hub {
         delivery.spawn(ages.clone().watch(store.clone()));
         let hub = Self {
             inner: Arc::new(Inner {
+                own_desired: watch::Sender::default(),
                 client_roll: Arc::new(ClientRoll::new(options.edge_device.clone())),
                 edge_device: options.edge_device,
                 clients_max: options.clients_max,

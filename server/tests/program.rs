@@ -44,12 +44,15 @@ fn failures_are_one_line_and_have_their_code() {
     local
         .env("IotHubConnectionString", IDENTITY)
         .env("mqttSettings__enabled", "false")
+        .env("amqpSettings__enabled", "false")
         .env("httpSettings__enabled", "false");
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/tutorial-lower-layer.broken.json");
     let broken = local.args(["run", "--manifest", manifest]).output().unwrap();
     failed(&broken, 1, &format!("edgehub: manifest {manifest}, line 19, column 52: a comma directly before"));
     let no_configuration = program()
-        .args(["run", "--set", "mqttSettings.enabled=false", "--set", "httpSettings.enabled=false"])
+        .args(["run", "--set", "configSource=file"])
+        .args(["--set", "mqttSettings.enabled=false", "--set", "httpSettings.enabled=false"])
+        .args(["--set", "amqpSettings.enabled=false"])
         .env("IotHubConnectionString", IDENTITY)
         .output()
         .unwrap();
@@ -62,6 +65,7 @@ fn failures_are_one_line_and_have_their_code() {
     in_use
         .env("IotHubConnectionString", IDENTITY)
         .env("mqttSettings__enabled", "false")
+        .env("amqpSettings__enabled", "false")
         .env("httpSettings__enabled", "false");
     in_use.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", &port);
     failed(&in_use.output().unwrap(), 2, &format!("edgehub: pages: address 127.0.0.1:{port} is in use"));
@@ -91,6 +95,7 @@ fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Running {
     let mut command = program();
     command.env("IotHubConnectionString", IDENTITY);
     command.env("mqttSettings__enabled", "false").env("httpSettings__enabled", "false");
+    command.env("amqpSettings__enabled", "false");
     command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
     // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
     command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");

@@ -72,7 +72,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
     KnownSetting { name, effect: Effect::Ignored(why), own: false, secret: false }
 }
 
-const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
@@ -105,10 +104,10 @@ const KNOWN: &[KnownSetting] = &[
     ignored("EdgeModuleHubServerCAChainCertificateFile", "use the three EdgeHubDev… PEM files"),
     // Listeners
     used("mqttSettings:enabled"),
-    ignored("amqpSettings:enabled", NO_AMQP_HEAD),
-    ignored("amqpSettings:port", NO_AMQP_HEAD),
-    ignored("amqpSettings:scheme", NO_AMQP_HEAD),
-    ignored("amqpSettings:delayedBatchingEnabled", NO_AMQP_HEAD),
+    used("amqpSettings:enabled"),
+    used("amqpSettings:port"),
+    ignored("amqpSettings:scheme", "the port speaks TLS; listen.amqp_plain opens one without"),
+    ignored("amqpSettings:delayedBatchingEnabled", "dispositions of one turn are always sent together"),
     used("httpSettings:enabled"),
     used("httpSettings:port"),
     used("httpSettings:metrics_port"),
@@ -138,10 +137,10 @@ const KNOWN: &[KnownSetting] = &[
     // Authentication and scope
     mapped(
         "AuthenticationMode",
-        "clients are authenticated in the scope of this device (Scope), whatever it says",
+        "clients are authenticated in the scope of this device (Scope), whatever it says; those outside are refused",
     ),
     used("TrackDeviceState"),
-    ignored("NestedEdgeEnabled", "the nested calls are always used"),
+    used("NestedEdgeEnabled"),
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
@@ -165,7 +164,7 @@ const KNOWN: &[KnownSetting] = &[
     // Store
     used("usePersistentStorage"),
     ignored("storeAndForwardEnabled", "messages are always stored before they are acknowledged"),
-    ignored("storeAndForward:timeToLiveSecs", "the manifest says it"),
+    ignored("storeAndForward:timeToLiveSecs", "the configuration says it"),
     used("StorageFolder"),
     ignored("EnableNonPersistentStorageBackup", NO_BACKUP),
     ignored("BackupFolder", NO_BACKUP),
@@ -178,11 +177,11 @@ const KNOWN: &[KnownSetting] = &[
     ignored("MessageCleanupIntervalSecs", "settled messages give their space back at once"),
     ignored("EncryptTwinStore", NO_WORKLOAD),
     // Twins and configuration
-    mapped("configSource", "the configuration is the file given by --manifest"),
-    ignored("routes:*", "routes come from --manifest"),
-    ignored("ConfigRefreshFrequencySecs", NO_TWINS),
+    used("configSource"),
+    ignored("routes:*", "routes come from the twin or from --manifest"),
+    used("ConfigRefreshFrequencySecs"),
     ignored("MinTwinSyncPeriodSecs", NO_TWINS),
-    ignored("ReportedPropertiesSyncFrequencySecs", NO_TWINS),
+    used("ReportedPropertiesSyncFrequencySecs"),
     ignored("TwinManagerVersion", "there is one implementation"),
     // Diagnostics
     used("RuntimeLogLevel"),
@@ -204,6 +203,8 @@ const KNOWN: &[KnownSetting] = &[
     own("listen:mqtt_address"),
     own("listen:mqtt_port"),
     own("listen:mqtt_plain"),
+    own("listen:amqp_address"),
+    own("listen:amqp_plain"),
     own("listen:https_address"),
     own("listen:metrics_address"),
     own("listen:threads"),

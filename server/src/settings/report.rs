@@ -183,10 +183,10 @@ pub enum SettingsError {
     },
     /// A TLS listener is on and has no certificate.
     #[error(
-        "setting {missing} is missing: MQTT over TLS needs a certificate and its key; set \
+        "setting {missing} is missing: the TLS listeners need a certificate and its key; set \
          EdgeHubDevServerCertificateFile and EdgeHubDevServerPrivateKeyFile to PEM files (`edgehub \
-         certificate create-demo` makes some for trying out), or switch the listener off with \
-         mqttSettings__enabled=false"
+         certificate create-demo` makes some for trying out), or switch the listeners off with \
+         mqttSettings__enabled, amqpSettings__enabled and httpSettings__enabled=false"
     )]
     NoCertificate {
         /// The setting that is not given.

@@ -14,7 +14,7 @@ use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
     ScopeRefresher, SymmetricKey, TokenSource,
 };
-use edgehub_broker::upstream::UpstreamOptions;
+use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
@@ -116,6 +116,9 @@ impl RunningHub {
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
         control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
+        if let Some(upstream) = hub.upstream() {
+            control.spawn(refresh_on_contact(refresher.clone(), upstream));
+        }
         let authenticator: Arc<dyn Authenticator> = refresher.clone();
         control.spawn(async move { refresher.run().await });
         let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
@@ -221,6 +224,7 @@ fn refresher(
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
+    client.nested = settings.scope.nested;
     let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
     let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
     let options = RefreshOptions {
@@ -258,6 +262,20 @@ async fn restore_scope(scope: &ScopeCache, state: &KeyedState) -> usize {
         Err(error) => {
             warn!(%error, "The stored identities cannot be read; the upstream is asked for them");
             0
+        }
+    }
+}
+
+/// Asks for everything whenever the upstream comes back: much can have changed meanwhile.
+async fn refresh_on_contact(
+    refresher: Arc<ScopeRefresher<ScopeClient>>,
+    mut upstream: watch::Receiver<UpstreamStatus>,
+) {
+    let up = |status: &UpstreamStatus| matches!(status.state, UpstreamState::Up | UpstreamState::Throttled);
+    while upstream.wait_for(up).await.is_ok() {
+        refresher.want_full();
+        if upstream.wait_for(|status| !up(status)).await.is_err() {
+            return;
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
 //! | [`configuration`] | the hub's own configuration: where it comes from, what is reported of it |
 //! | [`method`] | direct method calls that wait for their answer |
+//! | [`twin`] | twins: documents, patches, what of them is stored |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
 //! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
@@ -30,5 +31,6 @@ pub mod hub;
 pub mod identity;
 pub mod message;
 pub mod method;
+pub mod twin;
 pub mod upstream;
 pub mod wake;

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgehub_broker::backend::TwinError;
 use edgehub_broker::configuration::{
     Configuration, ConfigurationOptions, ConfigurationState, Origin, OwnTwin, ProgramVersion,
 };
-use edgehub_broker::hub::Hub;
-use edgehub_broker::upstream::control::ControlError;
+use edgehub_broker::hub::{DesiredProperties, Hub};
+use edgehub_broker::twin::json::Object;
 use edgehub_routing::HubConfig;
 use edgehub_storage::{Store, StoreOptions, Table};
 use module_site::{DEADLINE, Setup, connect, setup};
@@ -29,17 +30,17 @@ const BAD: &str = "FROM /messages/* WHERE level = INTO $upstream";
 /// A cloud with the hub's twin: merges reported patches, answers pulls, or is away.
 #[derive(Clone)]
 struct Cloud {
-    desired: watch::Sender<Option<Arc<Value>>>,
+    desired: watch::Sender<Option<Arc<DesiredProperties>>>,
     online: watch::Sender<bool>,
     upstream: Arc<Mutex<Upstream>>,
 }
 
 #[derive(Default)]
 struct Upstream {
-    desired: Option<Arc<Value>>,
+    desired: Option<Value>,
     reported: Vec<Value>,
     pulls: usize,
-    refuses: Option<ControlError>,
+    refuses: Option<TwinError>,
 }
 
 impl Cloud {
@@ -53,7 +54,9 @@ impl Cloud {
 
     /// The desired properties change, as the hub's twin shows it.
     fn push(&self, desired: Value) {
-        self.desired.send_replace(Some(Arc::new(desired)));
+        let Value::Object(properties) = desired else { panic!("{desired} is no object") };
+        let version = properties["$version"].as_u64().unwrap();
+        self.desired.send_replace(Some(Arc::new(DesiredProperties { version, properties })));
     }
 
     fn reported(&self) -> Vec<Value> {
@@ -68,7 +71,7 @@ impl Cloud {
 }
 
 impl OwnTwin for Cloud {
-    fn desired(&self) -> watch::Receiver<Option<Arc<Value>>> {
+    fn desired(&self) -> watch::Receiver<Option<Arc<DesiredProperties>>> {
         self.desired.subscribe()
     }
 
@@ -76,24 +79,21 @@ impl OwnTwin for Cloud {
         self.online.subscribe().wait_for(|online| *online).await.unwrap();
     }
 
-    async fn pull(&self) -> Result<(), ControlError> {
+    async fn pull(&self) -> Result<(), TwinError> {
         let mut upstream = self.upstream.lock();
         upstream.pulls += 1;
         if let Some(desired) = &upstream.desired {
-            self.desired.send_replace(Some(desired.clone()));
+            self.push(desired.clone());
         }
         Ok(())
     }
 
-    async fn report(&self, patch: Bytes) -> Result<(), ControlError> {
-        if !*self.online.borrow() {
-            return Err(ControlError::Offline);
-        }
+    async fn report(&self, patch: &Object) -> Result<(), TwinError> {
         let mut upstream = self.upstream.lock();
         if let Some(error) = upstream.refuses.take() {
             return Err(error);
         }
-        upstream.reported.push(serde_json::from_slice(&patch).unwrap());
+        upstream.reported.push(Value::Object(patch.clone()));
         Ok(())
     }
 }
@@ -259,7 +259,7 @@ async fn what_was_in_force_is_in_force_at_once_after_a_restart_without_upstream(
 async fn without_anything_it_waits_for_the_twin_and_a_file_counts_until_then() {
     let store = store();
     let cloud = Cloud::new(false);
-    cloud.upstream.lock().desired = Some(Arc::new(document(1, json!({ "fromTwin": UP }))));
+    cloud.upstream.lock().desired = Some(document(1, json!({ "fromTwin": UP })));
     let site = Site::start(cloud.clone(), &store, None).await;
     assert_eq!(site.state.borrow().in_force, None);
     cloud.online.send_replace(true);
@@ -337,13 +337,12 @@ async fn the_first_update_clears_the_clients_of_the_last_run_and_the_next_tell_t
 }
 
 #[tokio::test]
-async fn an_update_that_can_never_be_taken_is_given_up_and_others_are_sent_again() {
+async fn an_update_that_can_never_be_taken_is_given_up_and_others_are_repeated() {
     let cloud = Cloud::new(true);
-    cloud.upstream.lock().refuses =
-        Some(ControlError::Refused { status: 400, text: "no null, please".into() });
+    cloud.upstream.lock().refuses = Some(TwinError::Invalid("no null, please".into()));
     let mut site = Site::start(cloud.clone(), &store(), None).await;
     until(|| cloud.upstream.lock().refuses.is_none()).await;
-    cloud.upstream.lock().refuses = Some(ControlError::Timeout);
+    cloud.upstream.lock().refuses = Some(TwinError::Busy);
     site.desired(document(1, json!({}))).await;
     let update = cloud.update(0, |update| update["lastDesiredVersion"] == 1).await;
     assert_eq!(update["clients"], json!({}));

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::configuration::{Configuration, ConfigurationState};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
-use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, SymmetricKey, TokenSource,
+    ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
+    ScopeClientOptions, ScopeRefresher, SymmetricKey, TokenSource,
 };
 use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
@@ -111,6 +111,11 @@ impl RunningHub {
                 lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
+            control: ControlOptions {
+                reported_pause: settings.configuration.report_pause,
+                twin_sync_period_min: settings.configuration.twin_sync_period_min,
+                ..ControlOptions::default()
+            },
             overflow: settings.store.overflow,
             limits: limits(settings),
         };
@@ -119,6 +124,11 @@ impl RunningHub {
         if let Some(upstream) = hub.upstream() {
             control.spawn(refresh_on_contact(refresher.clone(), upstream));
         }
+        let by_method = refresher.clone();
+        hub.serve_method(REFRESH_METHOD, move |payload| {
+            let refresher = by_method.clone();
+            async move { refresher.refresh_by_method(&payload).await }
+        });
         let authenticator: Arc<dyn Authenticator> = refresher.clone();
         control.spawn(async move { refresher.run().await });
         let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;

@@ -189,7 +189,7 @@ impl Course {
         loop {
             let newest = desired.borrow_and_update().clone();
             if let Some(newest) = newest {
-                self.take(&newest, &store).await;
+                self.take(&Value::Object(newest.properties.clone()), &store).await;
             }
             if desired.changed().await.is_err() {
                 return;

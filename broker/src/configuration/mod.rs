@@ -26,11 +26,11 @@ mod stored;
 use std::future::Future;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::upstream::control::ControlError;
+use crate::backend::TwinError;
+use crate::hub::DesiredProperties;
+use crate::twin::json::Object;
 
 pub use clients::{ClientRoll, LISTED_BYTES_MAX, PATCH_CLIENTS_BYTES_MAX};
 pub use course::{Configuration, ConfigurationOptions, ConfigurationState, InForce, Origin, StartError};
@@ -41,7 +41,7 @@ pub use report::{ProgramVersion, REPORT_RETRY};
 pub trait OwnTwin: Send + Sync + 'static {
     /// The desired properties, all patches merged: whether they can be put in force does not matter, the next patch
     /// may correct them. `None` until they are known, from a cache or the upstream.
-    fn desired(&self) -> watch::Receiver<Option<Arc<Value>>>;
+    fn desired(&self) -> watch::Receiver<Option<Arc<DesiredProperties>>>;
 
     /// Resolves as soon as the upstream can be asked; at once if it can be now.
     fn reachable(&self) -> impl Future<Output = ()> + Send;
@@ -50,11 +50,11 @@ pub trait OwnTwin: Send + Sync + 'static {
     ///
     /// # Errors
     /// The upstream did not give it.
-    fn pull(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
+    fn pull(&self) -> impl Future<Output = Result<(), TwinError>> + Send;
 
-    /// Merges a patch into the reported properties upstream; done when the upstream has taken it.
+    /// Merges a patch into the reported properties; done when it cannot be lost any more.
     ///
     /// # Errors
-    /// The upstream did not take it.
-    fn report(&self, patch: Bytes) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// It is not taken: for good with [`TwinError::Invalid`], else for now.
+    fn report(&self, patch: &Object) -> impl Future<Output = Result<(), TwinError>> + Send;
 }

@@ -1,11 +1,10 @@
-//! Reporting: the hub's own reported properties, one update at a time, each sent until the upstream has taken it.
+//! Reporting: the hub's own reported properties, one update at a time, each repeated until it is taken.
 //!
 //! What comes while the upstream is away is not lined up: statuses and clients are told in their newest state.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -13,13 +12,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::OwnTwin;
 use super::clients::{Batch, ClientRoll};
 use super::document::Status;
+use crate::backend::TwinError;
 use crate::delivery::{Backoff, BackoffOptions};
-use crate::upstream::control::ControlError;
+use crate::twin::json::Object;
 
 /// The schema of the reported properties, whatever that of the desired ones.
 const SCHEMA_VERSION: &str = "1.0";
 
-/// Pauses after an update that the upstream did not take.
+/// Pauses after an update that was not taken.
 pub const REPORT_RETRY: BackoffOptions =
     BackoffOptions { first: Duration::from_secs(1), max: Duration::from_secs(60) };
 
@@ -50,7 +50,7 @@ pub(super) struct Reporter<T> {
 
 /// One update of the reported properties.
 struct Update {
-    patch: Bytes,
+    patch: Object,
     status: Option<Status>,
     /// None clears all clients.
     clients: Option<Batch>,
@@ -75,16 +75,16 @@ impl<T: OwnTwin> Reporter<T> {
             self.something().await;
             self.twin.reachable().await;
             let update = self.update();
-            match self.twin.report(update.patch.clone()).await {
+            match self.twin.report(&update.patch).await {
                 Ok(()) => {
                     backoff = Backoff::with(REPORT_RETRY);
                     self.done(update);
                 }
-                Err(ControlError::Refused { status, text }) if matches!(status, 400 | 413) => {
-                    tracing::warn!(status, text, "The upstream does not take the hub's reported properties");
+                Err(TwinError::Invalid(reason)) => {
+                    tracing::warn!(reason, "Reported properties of the hub are left out");
                     self.done(update);
                 }
-                Err(error) => {
+                Err(error @ (TwinError::Busy | TwinError::Failed(_))) => {
                     tracing::debug!(%error, "The hub's reported properties are not taken yet");
                     if let Some(batch) = update.clients {
                         self.roll.failed(batch);
@@ -124,22 +124,22 @@ impl<T: OwnTwin> Reporter<T> {
 
     fn update(&self) -> Update {
         let ProgramVersion { version, build, commit } = &self.version;
-        let mut patch = json!({
-            "schemaVersion": SCHEMA_VERSION,
-            "version": { "version": version, "build": build, "commit": commit },
-        });
+        let mut patch = Object::new();
+        patch.insert("schemaVersion".into(), SCHEMA_VERSION.into());
+        patch.insert("version".into(), json!({ "version": version, "build": build, "commit": commit }));
         if !self.cleared {
-            patch["clients"] = Value::Null;
-            return Update { patch: patch.to_string().into(), status: None, clients: None };
+            patch.insert("clients".into(), Value::Null);
+            return Update { patch, status: None, clients: None };
         }
         let status = self.untold_status();
         if let Some(Status { desired_version, code, description }) = &status {
-            patch["lastDesiredVersion"] = json!(desired_version);
-            patch["lastDesiredStatus"] = json!({ "code": code, "description": description });
+            patch.insert("lastDesiredVersion".into(), json!(desired_version));
+            let status = json!({ "code": code, "description": description });
+            patch.insert("lastDesiredStatus".into(), status);
         }
         let batch = self.roll.take();
-        patch["clients"] = Value::Object(batch.clients());
-        Update { patch: patch.to_string().into(), status, clients: Some(batch) }
+        patch.insert("clients".into(), Value::Object(batch.clients()));
+        Update { patch, status, clients: Some(batch) }
     }
 
     fn done(&mut self, update: Update) {

@@ -1,35 +1,32 @@
-//! The hub's own twin, as the configuration reads and reports it.
+//! Owns the hub's twin as its configuration sees it.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Hub;
+use super::own::DesiredProperties;
+use crate::backend::TwinError;
 use crate::configuration::OwnTwin;
-use crate::upstream::UpstreamState;
-use crate::upstream::control::ControlError;
+use crate::twin::json::Object;
 
 impl OwnTwin for Hub {
-    fn desired(&self) -> watch::Receiver<Option<Arc<Value>>> {
-        self.inner.own_desired.subscribe()
+    fn desired(&self) -> watch::Receiver<Option<Arc<DesiredProperties>>> {
+        self.own_twin()
     }
 
     async fn reachable(&self) {
-        let Some(mut status) = self.upstream() else { return std::future::pending().await };
-        let up = |state| matches!(state, UpstreamState::Up | UpstreamState::Throttled);
-        if status.wait_for(|status| up(status.state)).await.is_err() {
-            // The hub is stopping.
+        if self.connectivity().wait_for(|connectivity| connectivity.connected).await.is_err() {
+            // The hub is gone, and its upstream with it.
             std::future::pending().await
         }
     }
 
-    async fn pull(&self) -> Result<(), ControlError> {
-        Err(ControlError::Unsupported)
+    async fn pull(&self) -> Result<(), TwinError> {
+        self.read_own_twin().await
     }
 
-    async fn report(&self, _: Bytes) -> Result<(), ControlError> {
-        Err(ControlError::Unsupported)
+    async fn report(&self, patch: &Object) -> Result<(), TwinError> {
+        Hub::report(self, patch).await
     }
 }

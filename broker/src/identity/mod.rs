@@ -21,8 +21,8 @@ pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
 pub use name::{ID_BYTES_MAX, Identity, IdentityError};
 pub use record::{Authentication, ScopePage, ServiceIdentity, ServiceIdentityError, Status};
 pub use refresh::{
-    CHANGES_MAX, Clock, LEAF_MODULES_MAX, REMEMBERED_REFRESHES_MAX, RefreshOptions, SINGLE_REFRESHES_MAX,
-    ScopeRefresher, WAITING_LOGINS_MAX,
+    CHANGES_MAX, Clock, LEAF_MODULES_MAX, REFRESH_METHOD, REFRESH_METHOD_IDENTITIES_MAX,
+    REMEMBERED_REFRESHES_MAX, RefreshOptions, SINGLE_REFRESHES_MAX, ScopeRefresher, WAITING_LOGINS_MAX,
 };
 pub use scope::{
     CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX, ScopeCache, ScopeCacheError, ScopeChange,

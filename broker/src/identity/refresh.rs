@@ -4,6 +4,7 @@
 //! Anybody can make a login fail, so what failing logins cost is bounded: one call per identity and interval, a fixed
 //! number of calls at a time, a fixed number of logins that wait, one full refresh per interval.
 
+mod on_demand;
 mod turns;
 
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ use super::token::{Hosts, unix_now_secs};
 use crate::backend::{Login, LoginError};
 use turns::{Last, Turns};
 
+pub use on_demand::{REFRESH_METHOD, REFRESH_METHOD_IDENTITIES_MAX};
 pub use turns::REMEMBERED_REFRESHES_MAX;
 
 /// Logins that wait for a refresh at a time; more are told to come again.

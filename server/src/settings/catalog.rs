@@ -73,7 +73,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 }
 
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
-const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
 const NO_PROXY: &str = "this release connects to its upstream without a proxy";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
@@ -180,7 +179,7 @@ const KNOWN: &[KnownSetting] = &[
     used("configSource"),
     ignored("routes:*", "routes come from the twin or from --manifest"),
     used("ConfigRefreshFrequencySecs"),
-    ignored("MinTwinSyncPeriodSecs", NO_TWINS),
+    used("MinTwinSyncPeriodSecs"),
     used("ReportedPropertiesSyncFrequencySecs"),
     ignored("TwinManagerVersion", "there is one implementation"),
     // Diagnostics

@@ -176,7 +176,13 @@ const DESCRIPTIONS: &[Description] = &[
         "ReportedPropertiesSyncFrequencySecs",
         1,
         YEAR_SECS,
-        "Least seconds between two reports of connected clients to the twin of `$edgeHub`.",
+        "Least seconds between two updates of one identity's reported properties upstream; changes within it are one.",
+    ),
+    integer(
+        "MinTwinSyncPeriodSecs",
+        0,
+        YEAR_SECS,
+        "Least seconds between two reads of one client's twin after the upstream came back.",
     ),
     text(
         "ApiProxyModuleId",

@@ -230,15 +230,17 @@ impl ConfigSource {
     }
 }
 
-/// The hub's own configuration.
+/// The hub's own configuration, and twins.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigurationSettings {
     /// Where it comes from; not given: the manifest if there is one, else the twin.
     pub source: Option<ConfigSource>,
     /// Between two reads of the whole twin.
     pub refresh_period: Duration,
-    /// Least time between two reports of clients.
+    /// Least time between two updates of an identity's reported properties.
     pub report_pause: Duration,
+    /// Least time between two reads of a client's twin after the upstream came back.
+    pub twin_sync_period_min: Duration,
 }
 
 impl ConfigurationSettings {
@@ -247,6 +249,7 @@ impl ConfigurationSettings {
             source: values.optional("configSource", "twin or file", ConfigSource::parse)?,
             refresh_period: values.seconds("ConfigRefreshFrequencySecs", 1)?,
             report_pause: values.seconds("ReportedPropertiesSyncFrequencySecs", 1)?,
+            twin_sync_period_min: values.seconds("MinTwinSyncPeriodSecs", 0)?,
         })
     }
 }

@@ -174,6 +174,25 @@ async fn an_unknown_identity_is_told_to_come_again_for_as_long_as_the_upstream_c
     assert_eq!(source.ones.load(Ordering::SeqCst), 1);
 }
 
+#[tokio::test]
+async fn a_method_refreshes_identities_whenever_they_were_before() {
+    let (source, refresher) = setup(LONG);
+    refresher.refresh_all().await.unwrap();
+    source.registry.lock().push(leaf("new", "top"));
+    source.registry.lock().retain(|entry| entry.identity != id("leaf1"));
+    for payload in [r#"{"deviceIds":["new","leaf1","top/filter"]}"#, r#"{"deviceIds":[]}"#] {
+        assert_eq!(refresher.refresh_by_method(payload.as_bytes()).await.status, 200, "{payload}");
+    }
+    assert!(refresher.cache().get(&id("new")).is_some() && refresher.cache().get(&id("leaf1")).is_none());
+    let many = format!(r#"{{"deviceIds":["x"{}]}}"#, r#","x""#.repeat(REFRESH_METHOD_IDENTITIES_MAX));
+    for payload in ["", "null", "{}", r#"{"deviceIds":"new"}"#, r#"{"deviceIds":["a/b/c"]}"#, &many] {
+        assert_eq!(refresher.refresh_by_method(payload.as_bytes()).await.status, 400, "{payload}");
+    }
+    assert_eq!(source.ones.load(Ordering::SeqCst), 3);
+    source.fails.store(true, Ordering::SeqCst);
+    assert_eq!(refresher.refresh_by_method(br#"{"deviceIds":["new"]}"#).await.status, 500);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_login_waits_longer_than_its_bound() {
     let registry = Mutex::new(site());

@@ -7,11 +7,13 @@
 mod ages;
 mod authenticator;
 mod client;
+mod clients;
 mod commands;
 mod config;
 mod connectivity;
 mod control;
 mod credentials;
+mod drain;
 mod flapping;
 mod identity_queue;
 mod methods;
@@ -21,9 +23,10 @@ mod status;
 mod subscriptions;
 mod twins;
 
+use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -55,10 +58,12 @@ use ages::Ages;
 pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
 pub use client::HubCommit;
+pub use clients::Client;
 pub use commands::COMMANDS_IN_FLIGHT_MAX;
 pub use config::{Applied, ApplyError};
 pub use connectivity::Connectivity;
 pub use control::ControlOptions;
+pub use drain::Remainder;
 pub use methods::{Caller, Invocation, InvokeError, OwnMethod, OwnMethodFuture};
 pub use own::DesiredProperties;
 pub use status::{ClientStatus, DeadLetterStatus, LedgerStatus, QueueStatus, SpaceStatus, Status};
@@ -105,6 +110,8 @@ struct Inner {
     client_roll: Arc<ClientRoll>,
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
+    /// No message is accepted any more, and no client.
+    stopping: AtomicBool,
     connections: AtomicU64,
     expiries: Arc<Expiries>,
     presence: Presence,
@@ -117,6 +124,7 @@ struct Inner {
 /// The open connection of an identity.
 struct Connected {
     connection: u64,
+    since: SystemTime,
     mailbox: Mailbox,
     proved: Arc<Proved>,
     take_overs: TakeOvers,
@@ -196,6 +204,7 @@ impl Hub {
                 authenticator,
                 clients: DashMap::default(),
                 clients_open: AtomicUsize::new(0),
+                stopping: AtomicBool::new(false),
                 connections: AtomicU64::new(0),
                 expiries: Arc::default(),
                 presence: Presence::new(),
@@ -284,6 +293,15 @@ impl Backend for Hub {
         self.connect(login, mailbox)
     }
 
+    fn reauthenticate(
+        &self,
+        client: &HubClient,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        let (inner, connection) = (self.inner.clone(), client.connection);
+        async move { inner.reauthenticate(connection, login).await }
+    }
+
     fn sender(&self, client: &HubClient) -> Arc<Sender> {
         client.sender.clone()
     }
@@ -297,6 +315,9 @@ impl Backend for Hub {
         client: &mut HubClient,
         messages: Vec<Message>,
     ) -> Result<HubCommit, PublishError> {
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err(PublishError::Store("the hub is stopping; publish again when it is back".into()));
+        }
         client.publisher.publish(&messages).await.map(HubCommit::new)
     }
 
@@ -353,6 +374,9 @@ impl Backend for Hub {
 impl Hub {
     fn connect(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
         let inner = &self.inner;
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err(LoginError::Unavailable("the hub is stopping".into()));
+        }
         let proved = inner.proved(&login);
         let identity = login.identity;
         let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
@@ -370,7 +394,8 @@ impl Hub {
             let (take_overs, too_many) =
                 before.map_or((TakeOvers::none(), false), |take_overs| take_overs.and_one());
             let (mailbox, proved) = (mailbox.clone(), proved.clone());
-            let connected = Connected { connection, mailbox, proved, take_overs };
+            let since = SystemTime::now();
+            let connected = Connected { connection, since, mailbox, proved, take_overs };
             (inner.clients.insert(identity.clone(), connected), too_many)
         };
         inner.client_roll.connected(&identity, connection, OffsetDateTime::now_utc());

@@ -14,6 +14,7 @@
 //! | [`method`] | direct method calls that wait for their answer |
 //! | [`twin`] | twins: documents, patches, what of them is stored |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
+//! | [`dial`] | the way to a host: TCP or an HTTP proxy, TLS, WebSocket |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
 //! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
 //! | [`hub`] | the builder and the handle that an embedder holds |
@@ -25,6 +26,7 @@ pub mod amqp;
 pub mod backend;
 pub mod configuration;
 pub mod delivery;
+pub mod dial;
 pub mod dispatch;
 pub mod head;
 pub mod hub;

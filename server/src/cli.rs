@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use operate::{
-    DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions, QueuesCommand,
+    ClientsCommand, DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions,
+    QueuesCommand, StatusOptions, TapCommandOptions,
 };
 
 use crate::demo::DemoOptions;
@@ -44,6 +45,13 @@ pub enum Command {
     /// Checks routes, explains what they do with a message, tests them against vectors; needs no running hub
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Shows a running hub on one screen; exit code 1 when it is not ready
+    Status(StatusOptions),
+    /// Shows who is connected to a running hub, and closes connections
+    #[command(subcommand)]
+    Clients(ClientsCommand),
+    /// Shows messages as a running hub accepts them: a bounded sample, nothing is changed
+    Tap(TapCommandOptions),
     /// Shows the account of a running hub; exit code 1 when it does not add up
     Ledger(LedgerOptions),
     /// Looks into the queues of a running hub

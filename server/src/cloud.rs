@@ -20,7 +20,7 @@ use crate::exit::Failure;
 use crate::listen::{ConnectionGate, ConnectionThreads, TlsGate, bind};
 use crate::log;
 use crate::run::{control_plane, until_signal};
-use crate::settings::{CertificateFiles, ListenAddress, LogLevel, TlsSettings, TlsVersions};
+use crate::settings::{CertificateFiles, ListenAddress, LogFormat, LogLevel, TlsSettings, TlsVersions};
 
 const REGISTRY_FILE: &str = "registry.json";
 const TELEMETRY_FILE: &str = "telemetry.ndjson";
@@ -103,7 +103,7 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
     let level = LogLevel::parse(&options.log_level)
         .ok_or_else(|| Failure::Cloud(format!("{} is no log level", options.log_level)))?;
     // Only a second call in one process could fail; the first level stays then.
-    let _ = log::install(level);
+    let _ = log::install(level, LogFormat::Text);
     let required = |path: &Option<std::path::PathBuf>, name: &str| {
         path.clone().ok_or_else(|| Failure::Cloud(format!("{name} is missing")))
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::configuration::{Configuration, ConfigurationState};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
+use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
@@ -25,7 +26,8 @@ use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::pages::Pages;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind};
+use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
+use crate::stop;
 
 pub use configuration::Source;
 
@@ -85,9 +87,17 @@ impl RunningHub {
             .enable_all()
             .build()
             .map_err(|source| Failure::System { what: "the delivery thread cannot be started", source })?;
+        let (transport, port) = match settings.upstream.protocol {
+            UpstreamProtocol::Amqp => (Transport::Tls, settings.upstream.amqp_port),
+            UpstreamProtocol::AmqpWs => {
+                let proxy = settings.upstream.proxy.clone();
+                (Transport::WebSocket { proxy }, settings.upstream.https_port)
+            }
+        };
         let upstream = UpstreamOptions {
             host: settings.upstream.host.as_str().to_owned(),
-            port: settings.upstream.amqp_port,
+            port,
+            transport,
             hub_host: iothub.to_owned(),
             identity: hub_module,
             tls: client_tls,
@@ -171,8 +181,7 @@ impl RunningHub {
         control.block_on(self.hub.stop(Duration::from_secs(UPSTREAM_STOP_SECS)));
         self.threads.stop(self.stop_timeout);
         self.delivery.shutdown_timeout(Duration::from_secs(UPSTREAM_STOP_SECS));
-        let waiting: u64 = self.hub.status().queues.iter().map(|queue| queue.ledger.queued).sum();
-        info!(queued = waiting, "What is queued stays stored");
+        stop::say_left(&self.hub);
         self.store.close();
     }
 }
@@ -235,6 +244,7 @@ fn refresher(
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
     client.nested = settings.scope.nested;
+    client.proxy = settings.upstream.proxy.clone();
     let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
     let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
     let options = RefreshOptions {

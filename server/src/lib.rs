@@ -18,4 +18,5 @@ pub mod pages;
 pub mod route;
 pub mod run;
 pub mod settings;
+pub mod stop;
 pub mod store;

@@ -1,7 +1,11 @@
 //! Owns the operator's pages: metrics, health and status over plain HTTP.
 
+pub mod condition;
+pub mod watch;
+
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +16,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::RwLock;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
+
+use condition::{Condition, ConditionCode, Reason, Sinces};
 
 use crate::listen::Listener;
 use crate::metrics::{EXPOSITION_CONTENT_TYPE, Recorder};
@@ -32,12 +40,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(300);
 /// Pause after the system had no room for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two looks at the conditions when nobody asks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Makes the content of `/status`.
 pub type StatusSource = Box<dyn Fn() -> Value + Send + Sync>;
 
-/// What an operator should look at although the hub serves, one sentence each, with the next step.
-pub type WarningSource = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+/// Says which conditions hold of the hub.
+pub type ConditionSource = Box<dyn Fn() -> Vec<Condition> + Send + Sync>;
 
 /// Sets gauges.
 pub type Observer = Box<dyn Fn() + Send + Sync>;
@@ -47,6 +57,8 @@ pub type Observer = Box<dyn Fn() + Send + Sync>;
 pub enum Health {
     /// Not yet, because of this.
     Starting(String),
+    /// Not yet, because no configuration is in force; the text says what is waited for.
+    NoConfiguration(String),
     /// The heads are open.
     Ready,
     /// Not any more.
@@ -59,7 +71,21 @@ pub struct Pages {
     health: RwLock<Health>,
     status: RwLock<Option<StatusSource>>,
     observer: RwLock<Option<Observer>>,
-    warnings: RwLock<Option<WarningSource>>,
+    conditions: RwLock<Option<ConditionSource>>,
+    sinces: Sinces,
+    /// The hub was ready once.
+    started: AtomicBool,
+}
+
+/// The answer of the health pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthAnswer {
+    /// `ready`, `starting`, `not_ready` or `stopping`.
+    pub status: String,
+    /// What keeps the hub from being ready.
+    pub reasons: Vec<Reason>,
+    /// What should be looked at although it is.
+    pub warnings: Vec<Reason>,
 }
 
 impl Pages {
@@ -71,12 +97,17 @@ impl Pages {
             health,
             status: RwLock::new(None),
             observer: RwLock::new(None),
-            warnings: RwLock::new(None),
+            conditions: RwLock::new(None),
+            sinces: Sinces::default(),
+            started: AtomicBool::new(false),
         })
     }
 
     /// Says how the hub is from now on.
     pub fn set_health(&self, health: Health) {
+        if health == Health::Ready {
+            self.started.store(true, Ordering::Relaxed);
+        }
         *self.health.write() = health;
     }
 
@@ -91,10 +122,18 @@ impl Pages {
         *self.observer.write() = Some(observer);
     }
 
-    /// Gives the warnings that `/healthz` shows while the hub is ready. They do not make it unready: a restart
-    /// would not help.
-    pub fn set_warnings(&self, warnings: WarningSource) {
-        *self.warnings.write() = Some(warnings);
+    /// Gives what says which conditions hold. It is asked for each health page, and from time to time, so that each
+    /// condition has the time of its beginning.
+    pub fn set_conditions(&self, conditions: ConditionSource) {
+        *self.conditions.write() = Some(conditions);
+    }
+
+    /// Looks at the conditions from time to time; never returns.
+    pub async fn watch(self: Arc<Self>) {
+        loop {
+            self.health();
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Serves the pages until it is dropped, so that they tell of a stop as well. To be run on the control
@@ -116,7 +155,7 @@ impl Pages {
                     });
                 }
                 Err(error) => {
-                    warn!(%error, "the pages cannot accept a connection");
+                    warn!(code = "EH1101", %error, "the pages cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -142,7 +181,7 @@ impl Pages {
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, kind, body) = match request.uri().path() {
-            "/metrics" | "/healthz" | "/status"
+            "/metrics" | "/healthz" | "/readyz" | "/startupz" | "/status"
                 if !matches!(*request.method(), Method::GET | Method::HEAD) =>
             {
                 (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is allowed\n".to_owned())
@@ -154,15 +193,23 @@ impl Pages {
                 let page = self.recorder.as_ref().map(Recorder::render).unwrap_or_default();
                 (StatusCode::OK, EXPOSITION_CONTENT_TYPE, page)
             }
-            "/healthz" => {
-                let (status, content) = self.health();
-                (status, "application/json", format!("{content}\n"))
+            "/healthz" | "/readyz" => {
+                let health = self.health();
+                (code(health.status == "ready"), "application/json", page(&health))
+            }
+            "/startupz" => {
+                let started = self.started.load(Ordering::Relaxed);
+                (code(started), "application/json", page(&self.health()))
             }
             "/status" => match self.status.read().as_ref() {
                 Some(source) => (StatusCode::OK, "application/json", format!("{}\n", source())),
                 None => (StatusCode::NOT_FOUND, "text/plain", "there is no status yet\n".to_owned()),
             },
-            _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics, /healthz or /status\n".to_owned()),
+            _ => (
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "try /metrics, /healthz, /readyz, /startupz or /status\n".to_owned(),
+            ),
         };
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
@@ -175,19 +222,36 @@ impl Pages {
         response
     }
 
-    fn health(&self) -> (StatusCode, Value) {
-        match &*self.health.read() {
-            Health::Ready => {
-                let warnings = self.warnings.read().as_ref().map(|source| source()).unwrap_or_default();
-                (StatusCode::OK, json!({"status": "ready", "warnings": warnings}))
+    /// How the hub is at this moment, as the health pages and the operator's verbs show it.
+    pub fn health(&self) -> HealthAnswer {
+        let (status, own) = match &*self.health.read() {
+            Health::Ready => ("ready", None),
+            Health::Starting(why) => ("starting", Some(Condition::new(ConditionCode::Starting, why))),
+            Health::NoConfiguration(why) => {
+                ("starting", Some(Condition::new(ConditionCode::NoConfiguration, why)))
             }
-            Health::Starting(reason) => {
-                (StatusCode::SERVICE_UNAVAILABLE, json!({"status": "starting", "reason": reason}))
+            Health::Stopping => {
+                ("stopping", Some(Condition::new(ConditionCode::Stopping, "the hub is stopping")))
             }
-            Health::Stopping => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                json!({"status": "stopping", "reason": "the hub is stopping"}),
-            ),
-        }
+        };
+        let source = self.conditions.read();
+        let found = source.as_ref().map(|source| source()).unwrap_or_default();
+        let found = own.into_iter().chain(found).collect();
+        let (reasons, warnings): (Vec<_>, Vec<_>) = self
+            .sinces
+            .look(OffsetDateTime::now_utc(), found)
+            .into_iter()
+            .partition(|reason| reason.code.blocks());
+        let status = if status == "ready" && !reasons.is_empty() { "not_ready" } else { status };
+        HealthAnswer { status: status.to_owned(), reasons, warnings }
     }
+}
+
+fn code(good: bool) -> StatusCode {
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn page(health: &HealthAnswer) -> String {
+    // Plain data with text keys; it cannot fail to be JSON.
+    serde_json::to_string(health).unwrap_or_default() + "\n"
 }

@@ -11,18 +11,18 @@ use tracing::{info, warn};
 
 use crate::admin::server as admin_server;
 use crate::admin::socket::AdminListener;
-use crate::admin::verbs::Verbs;
+use crate::admin::verbs::{Site, Verbs};
 use crate::certificate::ServerCertificate;
 use crate::cli::{RunOptions, SettingsOptions};
 use crate::exit::Failure;
 use crate::hub::{RunningHub, Source};
 use crate::listen::bind;
-use crate::log;
+use crate::log::{self, recent};
 use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
-use crate::pages::{Health, Pages};
+use crate::pages::{Health, Pages, watch};
 use crate::settings::{APPSETTINGS_FILE, AdminSocket, Notice, Settings, Sources};
-use crate::store;
+use crate::{stop, store};
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
 const CONTROL_THREADS: usize = 1;
@@ -44,6 +44,7 @@ pub struct Prepared {
 /// # Errors
 /// What keeps the hub from starting.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
+    let started_at = OffsetDateTime::now_utc();
     let prepared = prepare(options)?;
     let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
     let control = control_plane()?;
@@ -62,15 +63,26 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         store::add_to_status(status, &stored)
     }));
     let (hub, stored) = (running.hub().clone(), running.store().clone());
+    let certificate = prepared.certificate.clone();
     pages.set_observer(Box::new(move || {
         hub.observe();
         store::observe(&stored);
+        watch::observe_certificate(certificate.as_ref());
+        recent::observe();
     }));
-    let (hub, stored) = (running.hub().clone(), running.store().clone());
-    pages.set_warnings(Box::new(move || hub.warnings().into_iter().chain(store::texts(&stored)).collect()));
+    let (hub, stored, certificate) =
+        (running.hub().clone(), running.store().clone(), prepared.certificate.clone());
+    pages.set_conditions(Box::new(move || watch::of(&hub, &stored, certificate.as_ref())));
+    control.spawn(Arc::clone(&pages).watch());
     let admin = control.block_on(open_admin_socket(&prepared.settings.admin))?;
     let admin = admin.map(|socket| {
-        let verbs = Arc::new(Verbs::new(running.hub().clone()));
+        let site = Site {
+            pages: Arc::clone(&pages),
+            iothub: prepared.settings.hub.iothub_host.to_string(),
+            configuration: options.manifest.as_ref().map(|path| path.display().to_string()),
+            started_at,
+        };
+        let verbs = Arc::new(Verbs::new(running.hub().clone()).at(site));
         control.spawn(admin_server::serve(socket, verbs))
     });
     let configured = control.block_on(async {
@@ -89,7 +101,9 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         Err(failure) => Err(failure),
     };
     pages.set_health(Health::Stopping);
-    info!("Stopping");
+    let limit = prepared.settings.shutdown_wait;
+    info!(limit_secs = limit.as_secs(), "Stopping: nothing more is accepted, what is under way is finished");
+    stop::drain(running.hub(), limit, control.handle(), async move { signals.stop().await });
     if let Some(admin) = admin {
         admin.abort();
         // Waits for the socket's file to be removed; that it was aborted is what we asked for.
@@ -111,7 +125,7 @@ async fn open_admin_socket(setting: &AdminSocket) -> Result<Option<AdminListener
         AdminSocket::Default(path) => match AdminListener::bind(path).await {
             Ok(opened) => opened,
             Err(error) => {
-                warn!("{error}; `edgehub ledger`, `queues` and `dlq` cannot reach this hub");
+                warn!(code = "EH1001", "{error}; the verbs of the operator cannot reach this hub");
                 return Ok(None);
             }
         },
@@ -126,20 +140,20 @@ async fn open_admin_socket(setting: &AdminSocket) -> Result<Option<AdminListener
 /// The first that cannot be used.
 pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
     let (settings, notices) = settings(&options.settings)?;
-    if log::install(settings.log_level).is_err() {
-        warn!("the log was installed already; RuntimeLogLevel has no effect");
+    if log::install(settings.log_level, settings.log_format).is_err() {
+        warn!(code = "EH1002", "the log was installed already; RuntimeLogLevel has no effect");
     }
     info!("edgehub version - {}", env!("CARGO_PKG_VERSION"));
     for notice in &notices {
         if notice.is_warning() {
-            warn!("{notice}");
+            warn!(code = "EH1003", "{notice}");
         } else {
             info!("{notice}");
         }
     }
     let manifest = options.manifest.as_deref().map(Manifest::read).transpose()?;
     for problem in manifest.iter().flat_map(|manifest| &manifest.warnings) {
-        warn!("manifest, {problem}");
+        warn!(code = "EH1004", "manifest, {problem}");
     }
     let source = Source::choose(&settings, manifest.as_ref())?;
     let certificate = certificate(&settings)?;
@@ -184,7 +198,7 @@ fn certificate(settings: &Settings) -> Result<Option<Arc<ServerCertificate>>, Fa
     let certificate = ServerCertificate::load(files)?;
     if let Some(validity) = certificate.validity() {
         match validity.warning(OffsetDateTime::now_utc()) {
-            Some(text) => warn!("{text}"),
+            Some(text) => warn!(code = "EH1005", "{text}"),
             None => info!("the server certificate expires at {}", validity.not_after),
         }
     }
@@ -199,7 +213,7 @@ fn install_recorder(settings: &Settings) -> Recorder {
     };
     let recorder = Recorder::new(&common, settings.metrics.message_size_window);
     if recorder.install().is_err() {
-        warn!("a metrics recorder was installed already; the metrics page stays empty");
+        warn!(code = "EH1006", "a metrics recorder was installed already; the metrics page stays empty");
     }
     recorder
 }
@@ -269,6 +283,6 @@ fn reload_certificate(prepared: &Prepared) {
             let expiry = certificate.validity().map(|validity| validity.not_after.to_string());
             info!(expires_at = expiry.unwrap_or_default(), "The renewed server certificate is in force");
         }
-        Err(error) => warn!("{error}; the certificate before stays in force"),
+        Err(error) => warn!(code = "EH1007", "{error}; the certificate before stays in force"),
     }
 }

@@ -11,11 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub::admin::IDS_MAX;
 use edgehub::admin::client::{AdminClient, AdminError};
+use edgehub::admin::clients::Kick;
 use edgehub::admin::request::{Letters, Page, Purge, Request, Select};
 use edgehub::admin::server;
 use edgehub::admin::socket::AdminListener;
+use edgehub::admin::tap::{TapLine, TapOrder};
 use edgehub::admin::verbs::Verbs;
-use edgehub_broker::backend::Login;
+use edgehub_broker::backend::{Backend, Command, Credentials, Login, Protocol};
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
@@ -42,6 +44,7 @@ impl Authenticator for Trusting {
 }
 
 struct Setup {
+    hub: Hub,
     store: Store,
     time: Arc<ManualTimeSource>,
     client: AdminClient,
@@ -73,8 +76,8 @@ async fn setup() -> Setup {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
     let listener = AdminListener::bind(&path).await.unwrap();
-    tokio::spawn(server::serve(listener, Arc::new(Verbs::new(hub))));
-    Setup { store, time, client: AdminClient::new(&path), path, _folder: folder }
+    tokio::spawn(server::serve(listener, Arc::new(Verbs::new(hub.clone()))));
+    Setup { hub, store, time, client: AdminClient::new(&path), path, _folder: folder }
 }
 
 fn message(number: u128, body: &[u8]) -> Message {
@@ -360,4 +363,98 @@ async fn where_no_hub_runs_that_is_said() {
     let stale = ask().await;
     assert!(matches!(stale, AdminError::NoHub { .. }), "{stale}");
     assert!(stale.to_string().contains(path.to_str().unwrap()), "{stale}");
+}
+
+#[tokio::test]
+async fn clients_and_the_screen_are_shown_and_a_client_is_sent_away_only_when_told() {
+    let setup = setup().await;
+    let (mailbox, mut commands) = tokio::sync::mpsc::channel(8);
+    let login = Login {
+        identity: Identity::parse("edge1/sensor").unwrap(),
+        credentials: Credentials::SasToken("SharedAccessSignature sig=planted".into()),
+        auth_chain: None,
+        product_info: "sdk/1.0".into(),
+        model_id: None,
+        protocol: Protocol::Amqp,
+        peer: Some(([10, 0, 0, 1], 4711).into()),
+    };
+    let connected = setup.hub.login(login, mailbox).await.unwrap();
+    let answer = setup.ask(Request::Client { id: "edge1/sensor".into() }).await;
+    assert_eq!(
+        (&answer["protocol"], &answer["peer"], &answer["product"], &answer["takes_inputs"]),
+        (&json!("amqp"), &json!("10.0.0.1:4711"), &json!("sdk/1.0"), &json!(false))
+    );
+    let all = setup.ask(Request::Clients).await;
+    assert_eq!((&all["clients"], &all["max"]), (&json!([answer]), &json!(4)));
+    let status = setup.ask(Request::Status).await;
+    assert_eq!(
+        (&status["clients"], &status["device"]),
+        (&json!({"connected": 1, "max": 4}), &json!("edge1"))
+    );
+    assert_eq!(status["configuration"]["routes"], 1);
+    assert!(!format!("{all}{status}").contains("planted"));
+
+    let kick = |apply| Request::Kick { id: "edge1/sensor".into(), order: Kick { apply } };
+    assert_eq!(setup.ask(kick(false)).await, json!({"id": "edge1/sensor", "applied": false}));
+    assert!(commands.try_recv().is_err());
+    assert_eq!(setup.ask(kick(true)).await["applied"], true);
+    assert!(matches!(commands.recv().await, Some(Command::Close(_))));
+    drop(connected);
+    assert!(setup.refused(kick(true)).await.contains("no client of this id"));
+    assert!(setup.refused(Request::Client { id: "a/b/c".into() }).await.contains("no id"));
+}
+
+#[tokio::test]
+async fn a_tap_shows_what_passes_until_it_has_enough() {
+    let setup = setup().await;
+    let (mailbox, _commands) = tokio::sync::mpsc::channel(8);
+    let login = Login {
+        identity: Identity::parse("edge1/sensor").unwrap(),
+        credentials: Credentials::None,
+        auth_chain: None,
+        product_info: "".into(),
+        model_id: None,
+        protocol: Protocol::Mqtt,
+        peer: None,
+    };
+    let mut sensor = setup.hub.login(login, mailbox).await.unwrap();
+    let bad = TapOrder { condition: Some("level =".into()), ..TapOrder::default() };
+    let error = setup.client.follow::<Value>(&Request::Tap(bad), Duration::from_secs(20), |_| true).await;
+    assert!(matches!(error, Err(AdminError::Refused(text)) if text.contains("condition")));
+    for bodies in [false, true] {
+        let order =
+            TapOrder { condition: Some("level = 'hot'".into()), limit: 2, bodies, ..TapOrder::default() };
+        let (client, request) = (setup.client.clone(), Request::Tap(order));
+        let following = tokio::spawn(async move {
+            let mut lines = Vec::new();
+            let taken = client
+                .follow(&request, Duration::from_secs(20), |line: TapLine| {
+                    lines.push(line);
+                    true
+                })
+                .await;
+            taken.map(|()| lines)
+        });
+        // The tap opens at some moment; what passes before it is not seen.
+        let mut number = 0;
+        while !following.is_finished() {
+            number += 1;
+            setup
+                .hub
+                .publish(&mut sensor, vec![message(number, b"planted body")])
+                .await
+                .unwrap()
+                .await
+                .unwrap();
+        }
+        let lines = following.await.unwrap().unwrap();
+        assert!(
+            matches!(&lines[..], [TapLine::Message(_), TapLine::Message(_), TapLine::End(end)]
+            if end.end == "limit" && end.matched >= 2),
+            "{lines:?}"
+        );
+        let TapLine::Message(first) = &lines[0] else { panic!() };
+        assert_eq!(first.endpoints, [ROUTED]);
+        assert_eq!(serde_json::to_string(&lines).unwrap().contains("planted"), bodies);
+    }
 }

@@ -113,6 +113,10 @@ fn the_pages_answer_and_a_signal_stops_the_program() {
     running.until_ready();
     let health = running.ask("GET /healthz");
     assert!(health.starts_with("HTTP/1.1 200 ") && health.contains(r#""status":"ready""#), "{health}");
+    assert!(health.contains(r#""code":"upstream_unreachable""#), "{health}");
+    for page in ["GET /readyz", "GET /startupz"] {
+        assert!(running.ask(page).starts_with("HTTP/1.1 200 "), "{page}");
+    }
     let metrics = running.ask("GET /metrics");
     assert!(
         metrics.starts_with("HTTP/1.1 200 ") && metrics.contains("edgehub_connected_clients"),
@@ -224,6 +228,16 @@ fn the_verbs_of_the_operator_reach_a_running_hub() {
     let ledger = verb(&["ledger"]);
     let text = String::from_utf8(ledger.stdout).unwrap();
     assert!(ledger.status.success() && text.contains("the ledger adds up"), "{text}");
+    let status = String::from_utf8(verb(&["status"]).stdout).unwrap();
+    for part in
+        ["edge1 of h.example, edgehub ", "ready", "upstream_unreachable since ", "routes in force, from "]
+    {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    let clients = String::from_utf8(verb(&["clients", "list"]).stdout).unwrap();
+    assert_eq!(clients, "No client is connected.\n");
+    failed(&verb(&["clients", "kick", "leaf1"]), 1, "edgehub: no client of this id is connected");
+    failed(&verb(&["tap", "--where", "a ="]), 1, "edgehub: the condition or source cannot be used: ");
     let json = verb(&["queues", "list", "--format", "json"]);
     let queues: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert!(!queues["queues"].as_array().unwrap().is_empty(), "{queues}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use edgehub::settings::{
     AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
-    TlsVersions, known,
+    TlsVersions, UpstreamProtocol, known,
 };
 use edgehub_routing::OverflowPolicy;
 
@@ -219,13 +219,13 @@ fn ignored_and_mapped_settings_say_why() {
         [
             "setting OptimizeForPerformance (environment variable OptimizeForPerformance) has no effect: the \
              store sizes itself",
-            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
-             is the one protocol towards the upstream in this release",
             "setting experimentalFeatures__nestedEdgeEnabled (environment variable \
              experimentalFeatures__nestedEdgeEnabled) has no effect: what it switched on is always there or \
              does not exist",
             "setting mqttSettings:ThreadCount (environment variable mqttSettings__ThreadCount) is taken in a \
              different way: read as listen.threads where that is not given",
+            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
+             is used: the upstream is not spoken to in MQTT",
         ]
     );
 }
@@ -270,6 +270,29 @@ fn closed_lists_fall_back_with_a_notice_and_old_tls_is_refused() {
     assert_eq!(settings.tls.versions, TlsVersions { tls12: true, tls13: false });
     let refused = load_from(None, &[("SslProtocols", "tls1.0,tls1.1")], &[]);
     assert!(matches!(refused, Err(SettingsError::OutdatedTls { origin: Origin::Environment(_) })));
+}
+
+#[test]
+fn the_way_up_takes_websockets_and_a_proxy() {
+    for (text, protocol, notices) in [
+        ("Amqp", UpstreamProtocol::Amqp, 0),
+        ("AMQPWS", UpstreamProtocol::AmqpWs, 0),
+        ("mqtt", UpstreamProtocol::Amqp, 1),
+        ("MqttWs", UpstreamProtocol::AmqpWs, 1),
+        ("Http", UpstreamProtocol::Amqp, 1),
+    ] {
+        let (settings, told) = with_environment(&[("UpstreamProtocol", text), ("StorageFolder", "/x")]);
+        assert_eq!((settings.upstream.protocol, told.len()), (protocol, notices), "{text}: {told:?}");
+    }
+    let proxy = ("HTTPS_PROXY", "http://user:topsecret@proxy:3128");
+    let (settings, _) = with_environment(&[proxy, ("no_proxy", "h.example")]);
+    let used = settings.upstream.proxy.clone().unwrap();
+    assert_eq!(used.to_string(), "proxy:3128");
+    assert!(used.serves("other.example", 443) && !used.serves("h.example", 443));
+    assert!(!format!("{settings:?}").contains("topsecret"));
+    let refused = load_from(None, &[("https_proxy", "https://user:topsecret@proxy")], &[]).unwrap_err();
+    let line = format!("{refused} {refused:?}");
+    assert!(line.contains("must be reached by http://") && !line.contains("topsecret"), "{line}");
 }
 
 #[test]

@@ -14,17 +14,15 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::name::Identity;
 use super::record::{ScopePage, ServiceIdentity};
 use super::scope::{CHAIN_EDGE_DEVICES_MAX, IDENTITIES_MAX};
 use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::TokenSource;
+use crate::dial::{self, HttpProxy, Target};
 use request::{Ask, Requests};
 
 /// Longest answer. A parent hub sends everything below one device in one page; an identity takes about 600 bytes.
@@ -56,6 +54,8 @@ pub struct ScopeClientOptions {
     pub edge_device: Identity,
     /// Roots of trust for the upstream.
     pub tls: Arc<rustls::ClientConfig>,
+    /// The proxy in between, but for the hosts that it excepts.
+    pub proxy: Option<Arc<HttpProxy>>,
     /// Tokens of this edge device's hub module.
     pub tokens: Arc<TokenSource>,
     /// Whether by the nested calls (`NestedEdgeEnabled`, true). The old ones know no child edge devices.
@@ -79,6 +79,7 @@ impl ScopeClientOptions {
             port: 443,
             edge_device: edge_device.of_device(),
             tls,
+            proxy: None,
             tokens,
             nested: true,
             page_size: 100,
@@ -223,13 +224,13 @@ impl ScopeClient {
     async fn connect(&self) -> Result<Connection, ScopeError> {
         let host = &self.options.host;
         let unreachable = |error: &dyn fmt::Display| ScopeError::Unreachable(host.clone(), error.to_string());
-        let name = ServerName::try_from(host.clone()).map_err(|error| unreachable(&error))?;
-        let connecting = async {
-            let stream = TcpStream::connect((host.as_str(), self.options.port)).await?;
-            stream.set_nodelay(true)?;
-            TlsConnector::from(self.options.tls.clone()).connect(name, stream).await
+        let target = Target {
+            host,
+            port: self.options.port,
+            tls: &self.options.tls,
+            proxy: self.options.proxy.as_deref(),
         };
-        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), connecting)
+        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), dial::tls(target))
             .await
             .map_err(|_| ScopeError::Timeout(host.clone(), CONNECT_TIMEOUT_SECS))?
             .map_err(|error| unreachable(&error))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::StatusCode;
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -87,14 +88,10 @@ impl AdminClient {
     /// # Errors
     /// [`AdminError`] says why there is none.
     pub async fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AdminError> {
-        let late =
-            |limit: Duration| AdminError::Timeout { path: self.path.clone(), limit_secs: limit.as_secs() };
-        check_length(&self.path)?;
-        let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.path)).await;
-        let stream = stream.map_err(|_| late(CONNECT_TIMEOUT))?.map_err(|error| self.unreachable(&error))?;
+        let stream = self.connect().await?;
         let (status, body) = timeout(ANSWER_TIMEOUT, exchange(stream, request))
             .await
-            .map_err(|_| late(ANSWER_TIMEOUT))?
+            .map_err(|_| self.late(ANSWER_TIMEOUT))?
             .map_err(|reason| AdminError::Protocol { path: self.path.clone(), reason })?;
         let strange = |error: serde_json::Error| AdminError::Protocol {
             path: self.path.clone(),
@@ -108,9 +105,60 @@ impl AdminClient {
         }
     }
 
+    /// Sends a request whose answer has many lines, and hands over each as it comes, until there are no more or
+    /// `take` says that it has enough. `limit` is how long the answer may take.
+    ///
+    /// # Errors
+    /// [`AdminError`] says why there is none.
+    pub async fn follow<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        limit: Duration,
+        mut take: impl FnMut(T) -> bool,
+    ) -> Result<(), AdminError> {
+        let protocol = |reason: String| AdminError::Protocol { path: self.path.clone(), reason };
+        let following = async {
+            let (status, mut body) = send(self.connect().await?, request).await.map_err(protocol)?;
+            if status != StatusCode::OK {
+                let limited = Limited::new(body, ANSWER_BODY_BYTES_MAX).collect().await;
+                let text = limited.map_err(|error| protocol(error.to_string()))?.to_bytes();
+                let refused: ErrorAnswer =
+                    serde_json::from_slice(&text).map_err(|error| protocol(format!("{status}, {error}")))?;
+                return Err(AdminError::Refused(refused.error));
+            }
+            let mut waiting = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| protocol(error.to_string()))?;
+                waiting.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                while let Some(end) = waiting.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = waiting.drain(..=end).collect();
+                    let line = serde_json::from_slice(&line).map_err(|error| protocol(error.to_string()))?;
+                    if !take(line) {
+                        return Ok(());
+                    }
+                }
+                if waiting.len() > ANSWER_BODY_BYTES_MAX {
+                    return Err(protocol("a line is too long".into()));
+                }
+            }
+            Ok(())
+        };
+        timeout(limit, following).await.unwrap_or_else(|_| Err(self.late(limit)))
+    }
+
     /// Where the socket is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    async fn connect(&self) -> Result<UnixStream, AdminError> {
+        check_length(&self.path)?;
+        let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.path)).await;
+        stream.map_err(|_| self.late(CONNECT_TIMEOUT))?.map_err(|error| self.unreachable(&error))
+    }
+
+    fn late(&self, limit: Duration) -> AdminError {
+        AdminError::Timeout { path: self.path.clone(), limit_secs: limit.as_secs() }
     }
 
     fn unreachable(&self, error: &io::Error) -> AdminError {
@@ -122,11 +170,18 @@ impl AdminClient {
 }
 
 async fn exchange(stream: UnixStream, request: &Request) -> Result<(StatusCode, Bytes), String> {
+    let (status, body) = send(stream, request).await?;
+    let body = Limited::new(body, ANSWER_BODY_BYTES_MAX).collect().await;
+    Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+}
+
+/// Sends a request; its answer's body is still to come.
+async fn send(stream: UnixStream, request: &Request) -> Result<(StatusCode, Incoming), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
     // Ends with the answer's body; its errors arrive there too.
-    let connection = tokio::spawn(connection);
+    tokio::spawn(connection);
     let body = request.body().map(|body| body.to_string()).unwrap_or_default();
     let request = hyper::Request::builder()
         .method(request.method())
@@ -136,8 +191,5 @@ async fn exchange(stream: UnixStream, request: &Request) -> Result<(StatusCode, 
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())?;
     let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BODY_BYTES_MAX).collect().await;
-    connection.abort();
-    Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+    Ok((answer.status(), answer.into_body()))
 }

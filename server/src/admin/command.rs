@@ -1,6 +1,7 @@
 //! Owns the operator's verbs on the command line: find the hub, ask it, print its answer, choose the exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,14 +10,21 @@ use super::answer::{
     DeadLettersAnswer, LedgerAnswer, LettersAnswer, MessagesAnswer, PurgeAnswer, QueueAnswer, QueuesAnswer,
 };
 use super::client::{AdminClient, AdminError};
+use super::clients::{ClientAnswer, ClientsAnswer, Kick, KickAnswer};
 use super::print;
 use super::request::{Letters, Page, Purge, Request, Select};
+use super::status::StatusAnswer;
+use super::tap::{TapLine, TapOrder};
 use crate::cli::{
-    DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions, QueuesCommand,
+    ClientsCommand, DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions,
+    QueuesCommand, StatusOptions, TapCommandOptions,
 };
 use crate::exit::Failure;
 use crate::settings::AdminSocket;
 use crate::{output, run};
+
+/// Time that a tap's last line may take to come.
+const TAP_GRACE: Duration = Duration::from_secs(10);
 
 /// `edgehub ledger`: exit code 1 when an account does not add up.
 ///
@@ -27,6 +35,72 @@ pub fn ledger(options: &LedgerOptions) -> Result<ExitCode, Failure> {
     let answer: LedgerAnswer = asked.hub(&Request::Ledger)?;
     asked.print(&answer, print::ledger)?;
     Ok(if answer.is_balanced() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `edgehub status`: exit code 1 when the hub is not ready.
+///
+/// # Errors
+/// Why the hub cannot be asked.
+pub fn status(options: &StatusOptions) -> Result<ExitCode, Failure> {
+    let asked = Asked::new(&options.operate)?;
+    let answer: StatusAnswer = asked.hub(&Request::Status)?;
+    asked.print(&answer, StatusAnswer::text)?;
+    let ready = answer.health.is_none_or(|health| health.status == "ready");
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `edgehub clients`.
+///
+/// # Errors
+/// Why the hub cannot be asked, or does not do it.
+pub fn clients(command: &ClientsCommand) -> Result<ExitCode, Failure> {
+    match command {
+        ClientsCommand::List { operate } => {
+            let asked = Asked::new(operate)?;
+            asked.print(&asked.hub::<ClientsAnswer>(&Request::Clients)?, ClientsAnswer::text)?;
+        }
+        ClientsCommand::Show { id, operate } => {
+            let asked = Asked::new(operate)?;
+            let answer: ClientAnswer = asked.hub(&Request::Client { id: id.clone() })?;
+            asked.print(&answer, ClientAnswer::text)?;
+        }
+        ClientsCommand::Kick { id, apply, operate } => {
+            let asked = Asked::new(operate)?;
+            let order = Kick { apply: *apply };
+            let answer: KickAnswer = asked.hub(&Request::Kick { id: id.clone(), order })?;
+            asked.print(&answer, KickAnswer::text)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `edgehub tap`.
+///
+/// # Errors
+/// Why the hub cannot be asked, or refuses the condition.
+pub fn tap(options: &TapCommandOptions) -> Result<ExitCode, Failure> {
+    let asked = Asked::new(&options.operate)?;
+    let order = TapOrder {
+        condition: options.condition.clone(),
+        from: options.from.clone(),
+        limit: options.limit,
+        seconds: options.seconds,
+        bodies: options.bodies,
+    };
+    let limit = Duration::from_secs(u64::from(options.seconds)) + TAP_GRACE;
+    let mut printed = Ok(());
+    let each = |line: TapLine| {
+        printed = match asked.format {
+            Format::Text => output::text(&print::tapped(&line)),
+            // One object per line, so that other programs can read it as it comes.
+            Format::Json => serde_json::to_string(&line)
+                .map_err(|error| Failure::System { what: "standard output", source: error.into() })
+                .and_then(|line| output::text(&(line + "\n"))),
+        };
+        printed.is_ok()
+    };
+    asked.runtime.block_on(asked.client.follow(&Request::Tap(order), limit, each))?;
+    printed.map(|()| ExitCode::SUCCESS)
 }
 
 /// `edgehub queues`.

@@ -11,14 +11,18 @@
 //! What changes something is a POST and does nothing unless it says `"apply": true`.
 
 pub mod answer;
+mod body;
 pub mod client;
+pub mod clients;
 pub mod command;
 pub mod print;
 pub mod request;
 pub mod server;
 pub mod shown;
 pub mod socket;
+pub mod status;
 pub mod table;
+pub mod tap;
 pub mod verbs;
 
 /// Longest body of a request, in bytes; room for [`IDS_MAX`] ids.

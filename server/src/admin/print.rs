@@ -11,6 +11,7 @@ use super::answer::{
 };
 use super::shown::{ReadMessage, ShownBody, ShownMessage};
 use super::table::{Side, Table, bytes, printable, shortened, span};
+use super::tap::TapLine;
 
 /// Characters of the properties that a row shows; JSON has all.
 const PROPERTIES_SHOWN_MAX: usize = 60;
@@ -226,6 +227,27 @@ pub fn dead_letter(letter: &DeadLetterAnswer) -> String {
         line("body", &body);
     }
     out
+}
+
+/// One line of `edgehub tap`.
+pub fn tapped(line: &TapLine) -> String {
+    match line {
+        TapLine::Message(tapped) => {
+            let [sender, output, size, kind, properties] = message(&tapped.message);
+            let to =
+                if tapped.endpoints.is_empty() { "no route".into() } else { tapped.endpoints.join(", ") };
+            let text = format!("{} {sender} {output} {size} {kind} {properties} -> {to}", tapped.at);
+            let body = body(&tapped.message).map(|body| format!("    {}\n", printable(&body)));
+            format!("{}\n{}", printable(&text), body.unwrap_or_default())
+        }
+        TapLine::End(end) => {
+            let left_out = match end.left_out {
+                0 => String::new(),
+                count => format!(", {count} of them came too fast to be shown"),
+            };
+            format!("{} met the condition{left_out}.\n", messages(end.matched))
+        }
+    }
 }
 
 /// `edgehub dlq redrive` and `edgehub queues redrive`.

@@ -5,6 +5,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
+use super::clients::Kick;
+use super::tap::{TAP_MESSAGES_MAX, TAP_SECS_MAX, TapOrder};
 use super::{IDS_MAX, PAGE_MESSAGES_MAX};
 
 /// What is written as it is in a path segment or a query value (RFC 3986 §2.3, unreserved); queue names hold slashes.
@@ -16,6 +18,24 @@ const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
+    /// The whole hub on one screen: `GET /v1/status`.
+    Status,
+    /// Who is connected: `GET /v1/clients`.
+    Clients,
+    /// One of them: `GET /v1/clients/{id}`.
+    Client {
+        /// `device` or `device/module`.
+        id: String,
+    },
+    /// Closes a connection: `POST /v1/clients/{id}/kick`.
+    Kick {
+        /// `device` or `device/module`.
+        id: String,
+        /// Whether it is done.
+        order: Kick,
+    },
+    /// Messages as they are accepted, line by line: `GET /v1/tap`.
+    Tap(TapOrder),
     /// The account of every queue and of the whole: `GET /v1/ledger`.
     Ledger,
     /// All queues: `GET /v1/queues`.
@@ -132,13 +152,17 @@ impl Request {
     /// The method of the request.
     pub fn method(&self) -> Method {
         match self {
-            Self::Ledger
+            Self::Status
+            | Self::Clients
+            | Self::Client { .. }
+            | Self::Tap(_)
+            | Self::Ledger
             | Self::Queues
             | Self::Queue { .. }
             | Self::Messages { .. }
             | Self::DeadLetters { .. }
             | Self::DeadLetter { .. } => Method::GET,
-            Self::Purge { .. } | Self::Redrive(_) | Self::Drop(_) => Method::POST,
+            Self::Kick { .. } | Self::Purge { .. } | Self::Redrive(_) | Self::Drop(_) => Method::POST,
         }
     }
 
@@ -146,6 +170,23 @@ impl Request {
     pub fn target(&self) -> String {
         let encoded = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
         match self {
+            Self::Status => "/v1/status".into(),
+            Self::Clients => "/v1/clients".into(),
+            Self::Client { id } => format!("/v1/clients/{}", encoded(id)),
+            Self::Kick { id, .. } => format!("/v1/clients/{}/kick", encoded(id)),
+            Self::Tap(order) => {
+                let given = |name: &str, text: &Option<String>| {
+                    text.as_ref().map(|text| format!("{name}={}&", encoded(text))).unwrap_or_default()
+                };
+                format!(
+                    "/v1/tap?{}{}limit={}&seconds={}&bodies={}",
+                    given("where", &order.condition),
+                    given("from", &order.from),
+                    order.limit,
+                    order.seconds,
+                    order.bodies
+                )
+            }
             Self::Ledger => "/v1/ledger".into(),
             Self::Queues => "/v1/queues".into(),
             Self::Queue { name } => format!("/v1/queues/{}", encoded(name)),
@@ -166,9 +207,14 @@ impl Request {
     /// The body of the request; nothing for a GET.
     pub fn body(&self) -> Option<serde_json::Value> {
         let body = match self {
+            Self::Kick { order, .. } => serde_json::to_value(order),
             Self::Purge { order, .. } => serde_json::to_value(order),
             Self::Redrive(letters) | Self::Drop(letters) => serde_json::to_value(letters),
-            Self::Ledger
+            Self::Status
+            | Self::Clients
+            | Self::Client { .. }
+            | Self::Tap(_)
+            | Self::Ledger
             | Self::Queues
             | Self::Queue { .. }
             | Self::Messages { .. }
@@ -198,6 +244,13 @@ impl Request {
         }
         let mut query = Query::parse(query)?;
         let request = match (resource, name, verb) {
+            (Some("status"), None, None) => get(method, Self::Status),
+            (Some("clients"), None, None) => get(method, Self::Clients),
+            (Some("clients"), Some(id), None) => get(method, Self::Client { id }),
+            (Some("clients"), Some(id), Some("kick")) => {
+                post(method, body).map(|order| Self::Kick { id, order })
+            }
+            (Some("tap"), None, None) => get(method, Self::Tap(query.tap()?)),
             (Some("ledger"), None, None) => get(method, Self::Ledger),
             (Some("queues"), None, None) => get(method, Self::Queues),
             (Some("queues"), Some(name), None) => get(method, Self::Queue { name }),
@@ -242,7 +295,7 @@ impl Page {
 fn unknown_path() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
-        "there is no such path; this hub knows /v1/ledger, /v1/queues and /v1/dead-letters",
+        "there is no such path; this hub knows /v1/status, /v1/clients, /v1/tap, /v1/ledger, /v1/queues and /v1/dead-letters",
     )
 }
 
@@ -313,11 +366,28 @@ impl Query {
         Ok(Page { from: self.number("from")?, limit, bodies: self.flag("bodies")? })
     }
 
+    fn tap(&mut self) -> Result<TapOrder, Refusal> {
+        let default = TapOrder::default();
+        let order = TapOrder {
+            condition: self.take("where"),
+            from: self.take("from"),
+            limit: self.number("limit")?.unwrap_or(default.limit),
+            seconds: self.number("seconds")?.unwrap_or(default.seconds),
+            bodies: self.flag("bodies")?,
+        };
+        if !(1..=TAP_MESSAGES_MAX).contains(&order.limit) || !(1..=TAP_SECS_MAX).contains(&order.seconds) {
+            let text = format!("limit must be 1 to {TAP_MESSAGES_MAX}, seconds 1 to {TAP_SECS_MAX}");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+        }
+        Ok(order)
+    }
+
     fn finish(self) -> Result<(), Refusal> {
         match self.0.first() {
             None => Ok(()),
             Some(_) => {
-                let text = "a query parameter is unknown or given twice; this path may take from, limit, bodies, queue";
+                let text = "a query parameter is unknown or given twice; this path may take from, limit, bodies, queue, \
+                            where, seconds";
                 Err(Refusal::new(StatusCode::BAD_REQUEST, text))
             }
         }
@@ -348,9 +418,27 @@ mod tests {
         (select, any::<bool>()).prop_map(|(select, apply)| Letters { select, apply })
     }
 
+    fn taps() -> impl Strategy<Value = TapOrder> {
+        let texts = (proptest::option::of(".{0,30}"), proptest::option::of(".{0,30}"));
+        (texts, 1..=TAP_MESSAGES_MAX, 1..=TAP_SECS_MAX, any::<bool>()).prop_map(
+            |((condition, from), limit, seconds, bodies)| TapOrder {
+                condition,
+                from,
+                limit,
+                seconds,
+                bodies,
+            },
+        )
+    }
+
     fn requests() -> impl Strategy<Value = Request> {
         let purge = (any::<Option<u64>>(), any::<bool>()).prop_map(|(before, apply)| Purge { before, apply });
         prop_oneof![
+            Just(Request::Status),
+            Just(Request::Clients),
+            ".{1,30}".prop_map(|id| Request::Client { id }),
+            (".{1,30}", any::<bool>()).prop_map(|(id, apply)| Request::Kick { id, order: Kick { apply } }),
+            taps().prop_map(Request::Tap),
             Just(Request::Ledger),
             Just(Request::Queues),
             ".{1,30}".prop_map(|name| Request::Queue { name }),
@@ -393,6 +481,10 @@ mod tests {
             ("DELETE", "/v1/queues/a", "", 405, "GET"),
             ("GET", "/v1/queues/a/purge", "", 405, "POST"),
             ("GET", "/v1/queues/%ff", "", 400, "UTF-8"),
+            ("GET", "/v1/tap?limit=0", "", 400, "1 to 10000"),
+            ("GET", "/v1/tap?seconds=281", "", 400, "1 to 280"),
+            ("GET", "/v1/clients/a/kick", "", 405, "POST"),
+            ("POST", "/v1/clients/a/kick", r#"{"aply":true}"#, 400, "not what this path takes"),
             ("GET", "/v1/queues/a/messages?limit=0", "", 400, "1 to 1000"),
             ("GET", "/v1/queues/a/messages?limit=1001", "", 400, "1 to 1000"),
             ("GET", "/v1/queues/a/messages?bodies=yes", "", 400, "true nor false"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
@@ -19,9 +19,10 @@ use tracing::{debug, warn};
 
 use super::REQUEST_BODY_BYTES_MAX;
 use super::answer::{ErrorAnswer, Refusal};
+use super::body::AnswerBody;
 use super::request::Request;
 use super::socket::AdminListener;
-use super::verbs::Verbs;
+use super::verbs::{Answer, Verbs};
 
 /// Open connections, at most; further ones wait.
 const CONNECTIONS_MAX: usize = 16;
@@ -55,7 +56,7 @@ pub async fn serve(listener: AdminListener, verbs: Arc<Verbs>) {
                 });
             }
             Err(error) => {
-                warn!(%error, "the admin socket cannot accept a connection");
+                warn!(code = "EH1205", %error, "the admin socket cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -79,7 +80,7 @@ async fn connection(stream: UnixStream, verbs: Arc<Verbs>) {
     }
 }
 
-async fn answer(verbs: &Verbs, request: hyper::Request<Incoming>) -> Result<Value, Refusal> {
+async fn answer(verbs: &Verbs, request: hyper::Request<Incoming>) -> Result<Answer, Refusal> {
     let (head, body) = request.into_parts();
     let collected = timeout(BODY_TIMEOUT, Limited::new(body, REQUEST_BODY_BYTES_MAX).collect()).await;
     let body = match collected {
@@ -101,19 +102,21 @@ async fn answer(verbs: &Verbs, request: hyper::Request<Incoming>) -> Result<Valu
     })
 }
 
-fn response(answer: Result<Value, Refusal>) -> Response<Full<Bytes>> {
-    let (status, allow, value) = match answer {
-        Ok(value) => (StatusCode::OK, None, value),
+fn response(answer: Result<Answer, Refusal>) -> Response<AnswerBody> {
+    let whole = |value: Value| AnswerBody::Whole(Some(Bytes::from(format!("{value}\n"))));
+    let (status, allow, kind, body) = match answer {
+        Ok(Answer::Value(value)) => (StatusCode::OK, None, "application/json", whole(value)),
+        Ok(Answer::Lines(lines)) => (StatusCode::OK, None, "application/x-ndjson", AnswerBody::Lines(lines)),
         Err(refusal) => {
             // Plain text in a plain object; it cannot fail to be JSON.
             let value = serde_json::to_value(ErrorAnswer { error: refusal.text }).unwrap_or_default();
-            (refusal.status, refusal.allow, value)
+            (refusal.status, refusal.allow, "application/json", whole(value))
         }
     };
-    let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(allow) = allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));

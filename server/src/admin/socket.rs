@@ -133,8 +133,14 @@ impl AdminListener {
             let (stream, _unnamed) = self.listener.accept().await?;
             match stream.peer_cred() {
                 Ok(peer) if peer.uid() == self.user || peer.uid() == 0 => return Ok(stream),
-                Ok(peer) => tracing::warn!(user = peer.uid(), "Another user may not use the admin socket"),
-                Err(error) => tracing::warn!(%error, "Who connects to the admin socket cannot be told"),
+                Ok(peer) => tracing::warn!(
+                    code = "EH1202",
+                    user = peer.uid(),
+                    "Another user may not use the admin socket"
+                ),
+                Err(error) => {
+                    tracing::warn!(code = "EH1203", %error, "Who connects to the admin socket cannot be told")
+                }
             }
         }
     }
@@ -145,7 +151,7 @@ impl Drop for AdminListener {
         let same =
             fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file);
         if same && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "The admin socket cannot be removed");
+            tracing::warn!(code = "EH1204", path = %self.path.display(), %error, "The admin socket cannot be removed");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use edgehub_broker::dispatch::split_queue_name;
 use edgehub_broker::hub::Hub;
 use edgehub_broker::message::SenderCache;
@@ -13,6 +14,7 @@ use edgehub_storage::{
 use hyper::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::answer::{
     Account, DeadLetterAnswer, DeadLettersAnswer, LedgerAnswer, LettersAnswer, MessagesAnswer, PurgeAnswer,
@@ -20,7 +22,10 @@ use super::answer::{
 };
 use super::request::{Letters, Page, Purge, Request, Select};
 use super::shown::{ShownMessage, shown_time};
-use super::{IDS_MAX, PAGE_BYTES_MAX};
+use super::status::StatusAnswer;
+use super::{IDS_MAX, PAGE_BYTES_MAX, clients, tap};
+
+pub use super::status::Site;
 
 /// Looks at the ledger before a gap is believed: while a message is on its way into the store, the accounts of
 /// the store and of its queues differ for a moment.
@@ -33,6 +38,15 @@ const LETTERS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Carries out requests on a hub.
 pub struct Verbs {
     hub: Hub,
+    site: Option<Site>,
+}
+
+/// What an operator gets.
+pub enum Answer {
+    /// One JSON value.
+    Value(Value),
+    /// Lines of JSON, as they come.
+    Lines(mpsc::Receiver<Bytes>),
 }
 
 /// What is done with dead letters.
@@ -59,15 +73,33 @@ struct Part {
 impl Verbs {
     /// The verbs of this hub.
     pub fn new(hub: Hub) -> Self {
-        Self { hub }
+        Self { hub, site: None }
+    }
+
+    /// The same, knowing of the program around the hub.
+    pub fn at(self, site: Site) -> Self {
+        Self { site: Some(site), ..self }
     }
 
     /// Does what is asked, and says what came of it.
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub async fn carry_out(&self, request: Request) -> Result<Value, Refusal> {
+    pub async fn carry_out(&self, request: Request) -> Result<Answer, Refusal> {
+        if let Request::Tap(order) = &request {
+            return Ok(Answer::Lines(tap::open(&self.hub, order)?));
+        }
+        self.value(request).await.map(Answer::Value)
+    }
+
+    async fn value(&self, request: Request) -> Result<Value, Refusal> {
         match request {
+            Request::Status => json(&StatusAnswer::of(&self.hub, self.site.as_ref())),
+            Request::Clients => json(&clients::list(&self.hub)),
+            Request::Client { id } => json(&clients::show(&self.hub, &id)?),
+            Request::Kick { id, order } => json(&clients::kick(&self.hub, &id, order)?),
+            // Its answer is no single value.
+            Request::Tap(_) => Err(Refusal::new(StatusCode::NOT_FOUND, "a tap has lines")),
             Request::Ledger => json(&self.ledger().await),
             Request::Queues => json(&self.queues().await),
             Request::Queue { name } => json(&self.queue_answer(&self.queue(&name)?, &self.detached()).await),
@@ -137,7 +169,7 @@ impl Verbs {
         let (endpoint, priority) = split_queue_name(queue.name());
         // One that cannot be read must not hide the others.
         let oldest = queue.oldest_accepted_at().await.unwrap_or_else(|error| {
-            tracing::warn!(queue = queue.name(), %error, "The oldest message of a queue cannot be read");
+            tracing::warn!(code = "EH1201", queue = queue.name(), %error, "The oldest message of a queue cannot be read");
             None
         });
         let ledger = queue.ledger();

@@ -47,6 +47,69 @@ pub struct LedgerOptions {
     pub operate: OperateOptions,
 }
 
+/// Options of `edgehub status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusOptions {
+    /// Where the hub is, and how its answer is printed.
+    #[command(flatten)]
+    pub operate: OperateOptions,
+}
+
+/// Subcommands of `edgehub clients`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClientsCommand {
+    /// Lists the clients that are connected
+    List {
+        /// Where the hub is, and how its answer is printed.
+        #[command(flatten)]
+        operate: OperateOptions,
+    },
+    /// Shows one of them
+    Show {
+        /// device or device/module
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Where the hub is, and how its answer is printed.
+        #[command(flatten)]
+        operate: OperateOptions,
+    },
+    /// Closes the connection of a client, which may come again; says what it would do, and does it with --apply
+    Kick {
+        /// device or device/module
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Do it
+        #[arg(long)]
+        apply: bool,
+        /// Where the hub is, and how its answer is printed.
+        #[command(flatten)]
+        operate: OperateOptions,
+    },
+}
+
+/// Options of `edgehub tap`.
+#[derive(Args, Clone, Debug)]
+pub struct TapCommandOptions {
+    /// Only messages that meet this condition, as behind WHERE of a route
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub condition: Option<String>,
+    /// Only messages of this source, as behind FROM of a route; not given: /messages/*
+    #[arg(long, value_name = "SOURCE")]
+    pub from: Option<String>,
+    /// Ends after so many messages
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// Ends after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=280))]
+    pub seconds: u32,
+    /// Shows bodies as well
+    #[arg(long)]
+    pub bodies: bool,
+    /// Where the hub is, and how its answer is printed.
+    #[command(flatten)]
+    pub operate: OperateOptions,
+}
+
 /// Subcommands of `edgehub queues`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum QueuesCommand {

@@ -74,7 +74,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
-const NO_PROXY: &str = "this release connects to its upstream without a proxy";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
 const OWN_STORE: &str = "the store sizes itself";
@@ -147,8 +146,9 @@ const KNOWN: &[KnownSetting] = &[
     ignored("ServerCertificateRenewAfterInMs", RENEWAL),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream
-    mapped("UpstreamProtocol", "Amqp is the one protocol towards the upstream in this release"),
-    ignored("https_proxy", NO_PROXY),
+    used("UpstreamProtocol"),
+    KnownSetting { name: "https_proxy", effect: Effect::Used, own: false, secret: true },
+    used("no_proxy"),
     ignored("IotHubConnectionPoolSize", "one connection carries all identities"),
     ignored("CloudConnectionIdleTimeoutSecs", "links follow their clients"),
     ignored("CloseCloudConnectionOnIdleTimeout", "links follow their clients"),

@@ -27,6 +27,7 @@ mod value;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::AdminSocket;
@@ -36,9 +37,10 @@ pub use describe::{Description, ValueKind};
 pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
-pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions};
+pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions, UpstreamProtocol};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
+use edgehub_broker::dial::HttpProxy;
 use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
@@ -156,8 +158,12 @@ pub struct UpstreamSettings {
     pub host: HostName,
     /// Port of AMQP over TLS.
     pub amqp_port: u16,
-    /// Port of HTTPS.
+    /// Port of HTTPS, and of AMQP in WebSockets.
     pub https_port: u16,
+    /// What carries AMQP (`UpstreamProtocol`).
+    pub protocol: UpstreamProtocol,
+    /// The proxy of HTTPS and WebSockets (`https_proxy`, `no_proxy`).
+    pub proxy: Option<Arc<HttpProxy>>,
     /// PEM file with further roots for the upstream's certificate.
     pub trust_file: Option<PathBuf>,
     /// Messages per transfer at most.
@@ -406,6 +412,8 @@ impl UpstreamSettings {
             host: values.host("upstream:host")?.unwrap_or_else(|| hub.upstream_host().clone()),
             amqp_port: values.integer("upstream:amqp_port", 1..=u16::MAX)?,
             https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
+            protocol: values.upstream_protocol(),
+            proxy: values.proxy()?,
             trust_file: values.text("upstream:trust_file").map(PathBuf::from),
             batch_max: values.integer("MaxUpstreamBatchSize", 1..=500)?,
             operation_timeout: values.seconds("CloudOperationTimeoutSecs", 1)?,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use edgehub_broker::dial::ProxyUrlError;
+
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
 use super::layers::{Entry, Origin};
@@ -154,6 +156,14 @@ pub enum SettingsError {
         origin: Origin,
         /// What is wrong.
         fault: IdentityFault,
+    },
+    /// The proxy is not usable.
+    #[error("setting https_proxy ({origin}) is not usable: {fault}")]
+    Proxy {
+        /// Where it was given.
+        origin: Origin,
+        /// What is wrong; holds nothing of the URL.
+        fault: ProxyUrlError,
     },
     /// Only the workload API is offered as a source of identity.
     #[error(

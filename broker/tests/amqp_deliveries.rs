@@ -52,7 +52,10 @@ async fn outcomes(settler: &Settler, count: usize) -> Vec<(u64, Outcome)> {
     all
 }
 
-async fn receive_numbers(receiver: &mut Receiver, numbers: std::ops::Range<u64>) -> Vec<Delivery<Body<Value>>> {
+async fn receive_numbers(
+    receiver: &mut Receiver,
+    numbers: std::ops::Range<u64>,
+) -> Vec<Delivery<Body<Value>>> {
     let mut received = Vec::new();
     for number in numbers {
         let delivery = receive(receiver).await;
@@ -151,7 +154,8 @@ async fn without_a_link_messages_go_back_as_not_offered() {
     let mut telemetry = site.sender("up", INPUTS).await;
     let settler = Settler::new();
     deliver(&site, "d1/m1", input(), &settler, 0..2).await;
-    let not_offered = |tags: std::ops::Range<u64>| tags.map(|tag| (tag, Outcome::NotOffered)).collect::<Vec<_>>();
+    let not_offered =
+        |tags: std::ops::Range<u64>| tags.map(|tag| (tag, Outcome::NotOffered)).collect::<Vec<_>>();
     assert_eq!(outcomes(&settler, 2).await, not_offered(0..2));
 
     let mut down = site.dry_receiver("down", INPUTS).await;
@@ -237,9 +241,9 @@ fn of_vector(input: &Json) -> (Message, Target) {
             (sender, Target::Input(text("inputName").unwrap_or("unnamed").into()))
         }
     };
-    let named = SystemProperty::ALL.iter().filter_map(|property| {
-        text(property.name()).map(|text| (PropertyName::System(*property), text))
-    });
+    let named = SystemProperty::ALL
+        .iter()
+        .filter_map(|property| text(property.name()).map(|text| (PropertyName::System(*property), text)));
     let user = input["properties"].as_object().unwrap();
     let user = user.iter().map(|(name, text)| (PropertyName::Application(name), text.as_str().unwrap()));
     let properties = Properties::copied_from(named.chain(user));
@@ -330,10 +334,8 @@ async fn two_messages_with_the_same_lock_token_have_different_tags() {
     let mut site = Site::of("d1").await;
     let mut down = site.receiver("down", C2D).await;
     let token = "00112233-4455-6677-8899-aabbccddeeff";
-    let properties =
-        || Properties::copied_from([(PropertyName::System(SystemProperty::LockToken), token)]);
-    let sender =
-        Arc::new(Sender { identity: identity("d1"), origin: Origin::Downstream, model_id: None });
+    let properties = || Properties::copied_from([(PropertyName::System(SystemProperty::LockToken), token)]);
+    let sender = Arc::new(Sender { identity: identity("d1"), origin: Origin::Downstream, model_id: None });
     let one = || Message::new(sender.clone(), properties(), Bytes::new());
     let settler = Settler::new();
     let messages = vec![(0, one()), (1, one())];

@@ -8,6 +8,7 @@ use std::task::Poll;
 use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::handover::{self, HandedOver, IsForeign};
 use super::identity::{Connected, accept};
 use super::limits::AmqpLimits;
 use super::logins::{self, Ended, LoggedIn, Logins};
@@ -34,6 +35,38 @@ pub async fn serve<S, B>(
     S: AsyncRead + AsyncWrite + Unpin + Send,
     B: Backend,
 {
+    let _ = serve_unless_foreign(stream, backend, limits, peer, None, shutdown).await;
+}
+
+/// Serves one connection to its end, unless a token is put on it before anybody has logged in that is not for the head:
+/// then the connection is the caller's. `shutdown` resolves when the process stops.
+pub async fn serve_or_hand_over<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: IsForeign,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    serve_unless_foreign(stream, backend, limits, peer, Some(is_foreign), shutdown).await
+}
+
+async fn serve_unless_foreign<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: Option<IsForeign>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
     let options =
         Options { handshake_timeout: limits.open_max, links_max: limits.links_max, ..Options::default() };
     let engine = Connection::listener(options, peer.accepted_at.into_std());
@@ -51,11 +84,18 @@ pub async fn serve<S, B>(
         held: HeldLinks::default(),
         outcomes: Outcomes::default(),
         telemetry: Telemetry::new(),
+        is_foreign,
+        foreign: None,
     };
     let reason = head.run(pin!(shutdown)).await;
+    if let Some(request) = head.foreign {
+        let answer_links = head.tokens.into_receivers();
+        return Some(HandedOver { driver: head.driver, request, answer_links });
+    }
     tracing::debug!(?address, reason, "AMQP connection ended");
     // Whatever the peer has not read by then is lost to it; it will ask again on its next connection.
     let _ = head.driver.shutdown().await;
+    None
 }
 
 /// The state of one connection.
@@ -72,6 +112,10 @@ struct Head<S, B: Backend> {
     held: HeldLinks,
     outcomes: Outcomes,
     telemetry: Telemetry<B>,
+    /// Which tokens the head is not for; none if it is for all.
+    is_foreign: Option<IsForeign>,
+    /// A request with such a token: the connection is to be handed over.
+    foreign: Option<Delivery>,
 }
 
 /// What a turn waits for.
@@ -134,6 +178,12 @@ where
     async fn handle_events(&mut self) -> Option<String> {
         let mut ended = None;
         while let Some(event) = self.driver.connection().poll_event() {
+            if let Event::Delivery(delivery) = &event
+                && self.takes_over(delivery)
+            {
+                self.foreign = Some(delivery.clone());
+                return Some("handed over".into());
+            }
             match event {
                 Event::SaslPlain { .. } => self.driver.connection().sasl_outcome(SaslCode::Auth),
                 Event::AttachRequested(request) => self.attach_requested(request),
@@ -176,6 +226,16 @@ where
 
     async fn publish(&mut self) {
         self.telemetry.publish(self.driver.connection(), &self.backend, &mut self.identities).await;
+    }
+
+    /// Whether a delivery shows that the connection is for somebody else.
+    fn takes_over(&self, delivery: &Delivery) -> bool {
+        self.is_foreign.is_some_and(|is_foreign| {
+            matches!(self.links.get(delivery.link), Some(Purpose::Tokens))
+                && self.identities.is_empty()
+                && self.logins.len() == 0
+                && handover::is_foreign(delivery, is_foreign)
+        })
     }
 
     // ---- links --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 mod connection;
 mod convert;
 mod deliveries;
+mod handover;
 mod identity;
 mod limits;
 mod logins;
@@ -20,5 +21,6 @@ mod tokens;
 mod turn;
 mod twin;
 
-pub use connection::serve;
+pub use connection::{serve, serve_or_hand_over};
+pub use handover::{HandedOver, IsForeign};
 pub use limits::AmqpLimits;

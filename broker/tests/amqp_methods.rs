@@ -17,6 +17,9 @@ use tokio::time::timeout;
 const METHODS: &str = "/devices/d1/modules/m1/methods/devicebound";
 const ID: [u8; 16] = [0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0, 1, 2, 3, 4, 5, 6, 7, 8];
 
+/// An answer, and the status and payload that the hub is told, if it is.
+type Case = (Message<Data>, Option<(i32, &'static str)>);
+
 fn answer(id: Option<MessageId>, status: Option<SimpleValue>, body: &str) -> Message<Data> {
     let mut application = ApplicationProperties::builder().insert("other", 1);
     if let Some(status) = status {
@@ -74,7 +77,7 @@ async fn answers_are_read_whatever_the_type_of_id_and_status() {
         MessageId::Binary(Binary::from(ID.to_vec())),
     ];
     let int = SimpleValue::Int;
-    let mut cases: Vec<(Message<Data>, Option<(i32, &str)>)> = Vec::new();
+    let mut cases: Vec<Case> = Vec::new();
     for id in ids {
         cases.push((answer(Some(id), Some(int(200)), "[1]"), Some((200, "[1]"))));
     }

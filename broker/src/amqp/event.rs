@@ -293,6 +293,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// A peer's idle time-out below this is refused (listener).
     pub peer_idle_timeout_min: Duration,
+    /// SASL EXTERNAL is offered besides the mechanisms without proof: the peer has proved who it is by the transport.
+    pub sasl_external: bool,
     /// Time from the first byte to the peer's open.
     pub handshake_timeout: Duration,
     /// Time to wait for the peer's close after our own.
@@ -321,6 +323,7 @@ impl Default for Options {
             properties: Vec::new(),
             idle_timeout: Duration::from_secs(240),
             peer_idle_timeout_min: Duration::from_secs(5),
+            sasl_external: false,
             handshake_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(5),
             incoming_window: 5_000,

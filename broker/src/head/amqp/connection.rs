@@ -1,28 +1,32 @@
 //! One AMQP connection: its turns, and which event goes to which of its parts.
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::Poll;
 
 use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep_until};
 
 use super::handover::{self, HandedOver, IsForeign};
 use super::identity::{Connected, accept};
 use super::limits::AmqpLimits;
-use super::logins::{self, Ended, LoggedIn, Logins};
+use super::logins::{Ended, Logins};
 use super::mailboxes::Mailboxes;
 use super::telemetry::Telemetry;
 use super::tokens::Tokens;
 use super::turn::{HeldLinks, Links, Outcomes, Purpose, Turn};
 use crate::amqp::{
     AttachRequest, Condition, Connection, Delivery, Driver, Error, Event, LinkAddress, LinkId, LinkKind,
-    Options, Outcome, Role, SaslCode, SessionId,
+    Options, Outcome, Role, SessionId,
 };
-use crate::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
+use crate::backend::{Backend, Command};
 use crate::head::mqtt::Peer;
 use crate::identity::Identity;
+
+/// Commands that are done without a look at the socket.
+const COMMANDS_IN_A_ROW_MAX: usize = 64;
 
 /// Serves one connection to its end. `shutdown` resolves when the process stops.
 pub async fn serve<S, B>(
@@ -67,19 +71,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     B: Backend,
 {
-    let options =
-        Options { handshake_timeout: limits.open_max, links_max: limits.links_max, ..Options::default() };
+    let options = Options {
+        handshake_timeout: limits.open_max,
+        links_max: limits.links_max,
+        sasl_external: !peer.certificates.is_empty(),
+        ..Options::default()
+    };
     let engine = Connection::listener(options, peer.accepted_at.into_std());
     let address = peer.address;
     let mut head = Head {
         driver: Driver::new(stream, engine),
         backend,
         tokens: Tokens::new(&limits),
+        first_login: Some(Box::pin(sleep_until(peer.accepted_at + limits.first_login_max))),
         limits,
         peer,
         logins: Logins::new(),
+        login_number: 0,
         identities: AHashMap::new(),
+        renewals_due: VecDeque::new(),
+        sasl_login: None,
+        by_certificate: false,
         mailboxes: Mailboxes::default(),
+        commands_in_a_row: 0,
         links: Links::default(),
         held: HeldLinks::default(),
         outcomes: Outcomes::default(),
@@ -99,15 +113,26 @@ where
 }
 
 /// The state of one connection.
-struct Head<S, B: Backend> {
-    driver: Driver<S>,
-    backend: B,
-    limits: AmqpLimits,
-    peer: Peer,
-    tokens: Tokens,
-    logins: Logins<B>,
-    identities: AHashMap<Identity, Connected<B>>,
-    mailboxes: Mailboxes,
+pub(super) struct Head<S, B: Backend> {
+    pub(super) driver: Driver<S>,
+    pub(super) backend: B,
+    pub(super) limits: AmqpLimits,
+    pub(super) peer: Peer,
+    pub(super) tokens: Tokens,
+    pub(super) logins: Logins<B>,
+    /// The number of the last login that succeeded.
+    pub(super) login_number: u64,
+    pub(super) identities: AHashMap<Identity, Connected<B>>,
+    /// Identities with a newer token that was not checked yet.
+    pub(super) renewals_due: VecDeque<Identity>,
+    /// Whose password SASL waits for.
+    pub(super) sasl_login: Option<Identity>,
+    /// Somebody logged in by certificate.
+    pub(super) by_certificate: bool,
+    /// When the connection ends if nobody has logged in.
+    pub(super) first_login: Option<Pin<Box<Sleep>>>,
+    pub(super) mailboxes: Mailboxes,
+    commands_in_a_row: usize,
     links: Links,
     held: HeldLinks,
     outcomes: Outcomes,
@@ -122,6 +147,8 @@ struct Head<S, B: Backend> {
 enum News<B: Backend> {
     Login(Ended<B>),
     Command(Identity, Option<Command>),
+    /// Nobody has logged in, in all the time.
+    NobodyCame,
     /// Messages were stored, or the socket moved.
     Moved,
 }
@@ -144,14 +171,18 @@ where
                 news = turn => news,
                 () = shutdown.as_mut() => {
                     let error = Error::new(Condition::DETACH_FORCED, "Server busy, please retry operation");
-                    self.driver.connection().close(Some(error), std::time::Instant::now());
+                    self.close(error);
                     return "the hub is stopping".into();
                 }
             };
             match news {
                 Err(reason) => return reason,
                 Ok(News::Moved) => {}
-                Ok(News::Login(ended)) => self.login_ended(ended),
+                Ok(News::Login(ended)) => self.ended(ended),
+                Ok(News::NobodyCame) => {
+                    let error = Error::new(Condition::CONNECTION_FORCED, "nobody has logged in");
+                    self.close(error);
+                }
                 Ok(News::Command(identity, command)) => self.command(&identity, command),
             }
         }
@@ -163,12 +194,30 @@ where
             if let Poll::Ready(ended) = self.logins.poll(cx) {
                 return Poll::Ready(News::Login(ended));
             }
+            if let Some(first_login) = &mut self.first_login
+                && first_login.as_mut().poll(cx).is_ready()
+            {
+                self.first_login = None;
+                // Whoever is about to come has its own limit.
+                if self.logins.len() == 0 {
+                    return Poll::Ready(News::NobodyCame);
+                }
+            }
             if self.telemetry.poll_commits(self.driver.connection(), cx) {
                 return Poll::Ready(News::Moved);
             }
+            // Commands that come together are written together, but do not keep the socket waiting without end.
+            if self.commands_in_a_row == COMMANDS_IN_A_ROW_MAX {
+                self.commands_in_a_row = 0;
+                if self.driver.poll_turn(cx).is_ready() {
+                    return Poll::Ready(News::Moved);
+                }
+            }
             if let Poll::Ready((identity, command)) = self.mailboxes.poll_command(cx) {
+                self.commands_in_a_row += 1;
                 return Poll::Ready(News::Command(identity, command));
             }
+            self.commands_in_a_row = 0;
             self.driver.poll_turn(cx).map(|()| News::Moved)
         })
         .await
@@ -185,7 +234,7 @@ where
                 return Some("handed over".into());
             }
             match event {
-                Event::SaslPlain { .. } => self.driver.connection().sasl_outcome(SaslCode::Auth),
+                Event::SaslPlain { user, password } => self.sasl_plain(&user, &password),
                 Event::AttachRequested(request) => self.attach_requested(request),
                 Event::Delivery(delivery) => self.received(&delivery),
                 Event::Settled { link, delivery, outcome } => {
@@ -222,6 +271,11 @@ where
         self.publish().await;
         self.outcomes.report();
         ended
+    }
+
+    pub(super) fn close(&mut self, error: Error) {
+        let now = tokio::time::Instant::now().into_std();
+        self.driver.connection().close(Some(error), now);
     }
 
     async fn publish(&mut self) {
@@ -261,11 +315,16 @@ where
         }
     }
 
-    fn refuse(&mut self, link: LinkId, condition: Condition, text: impl Into<String>) {
+    pub(super) fn refuse(&mut self, link: LinkId, condition: Condition, text: impl Into<String>) {
         self.driver.connection().refuse_attach(link, Error::new(condition, text));
     }
 
     fn accept_tokens(&mut self, request: &AttachRequest) {
+        if self.by_certificate {
+            let text = "the connection is authenticated by certificate; it takes no tokens";
+            self.refuse(request.link, Condition::NOT_ALLOWED, text);
+            return;
+        }
         if request.attach.role == Role::Receiver && !self.tokens.has_room_for_receiver() {
             self.refuse(request.link, Condition::RESOURCE_LIMIT_EXCEEDED, "too many links for tokens");
             return;
@@ -277,58 +336,6 @@ where
         if request.attach.role == Role::Receiver {
             self.tokens.add_receiver(request.link);
             self.tokens.send_answers(self.driver.connection());
-        }
-    }
-
-    /// A link of an identity, which is logged in first, unless it is already.
-    fn attach(&mut self, identity: Identity, kind: LinkKind, request: AttachRequest) {
-        if self.identities.contains_key(&identity) {
-            self.with_identity(&identity, |connected, turn| connected.attach(turn, kind, &request));
-            return;
-        }
-        let text = "too many identities or links on one connection; come again or open another";
-        match self.logins.join(&identity, (kind, request), self.limits.links_waiting_max) {
-            Ok(()) => {}
-            Err(((_, request), true)) => self.refuse(request.link, Condition::INTERNAL_ERROR, text),
-            Err(((kind, request), false)) => {
-                let room = self.identities.len() + self.logins.len() < self.limits.identities_max
-                    && self.logins.running() < self.limits.logins_max;
-                if !room {
-                    self.refuse(request.link, Condition::INTERNAL_ERROR, text);
-                    return;
-                }
-                let login = self.login(&identity, &request);
-                self.logins.start(self.backend.clone(), &self.limits, login, Some((kind, request)));
-            }
-        }
-    }
-
-    fn login(&self, identity: &Identity, request: &AttachRequest) -> Login {
-        let auth_chain = logins::property(request, "com.microsoft:auth-chain");
-        let actor = auth_chain
-            .as_deref()
-            .filter(|chain| chain.contains(';'))
-            .and_then(|chain| chain.rsplit(';').next())
-            .and_then(|device| Identity::module(device, crate::identity::HUB_MODULE_ID).ok());
-        let own = self.tokens.get(identity);
-        let token = own.or_else(|| actor.and_then(|actor| self.tokens.get(&actor)));
-        let credentials = match token {
-            Some(token) => Credentials::SasToken(token.clone()),
-            None if !self.peer.certificates.is_empty() => {
-                Credentials::Certificate(self.peer.certificates.clone())
-            }
-            None => Credentials::None,
-        };
-        let product_info: Option<Arc<str>> = logins::property(request, "com.microsoft:client-version");
-        let model_id = logins::property(request, "com.microsoft:model-id");
-        Login {
-            identity: identity.clone(),
-            credentials,
-            auth_chain,
-            product_info: product_info.unwrap_or_else(|| "".into()),
-            model_id: model_id.filter(|id| !id.trim().is_empty()),
-            protocol: Protocol::Amqp,
-            peer: self.peer.address,
         }
     }
 
@@ -376,74 +383,13 @@ where
             Some(Purpose::Tokens) => {
                 let engine = self.driver.connection();
                 engine.settle(delivery.id, Outcome::Accepted);
-                self.tokens.request(delivery.link.session(), &delivery.payload);
+                let changed = self.tokens.request(delivery.link.session(), &delivery.payload);
                 self.tokens.send_answers(engine);
+                self.tokens_changed(&changed);
             }
             // The link was ended by this side meanwhile.
             None => {}
         }
-    }
-
-    // ---- identities ---------------------------------------------------------------------------------------
-
-    fn login_ended(&mut self, ended: Ended<B>) {
-        let Ended { identity, links, result } = ended;
-        match result {
-            Ok(LoggedIn { client, mailbox }) => {
-                tracing::info!(client = %identity, "Client connected (AMQP)");
-                self.identities.insert(identity.clone(), Connected::new(identity.clone(), client));
-                self.mailboxes.insert(&identity, mailbox);
-                for (kind, request) in &links {
-                    self.with_identity(&identity, |connected, turn| connected.attach(turn, *kind, request));
-                }
-                // All links may have gone while the login was under way.
-                self.forget_if_unused(&identity);
-            }
-            Err(error) => {
-                let condition = match &error {
-                    LoginError::Refused(_) => Condition::UNAUTHORIZED_ACCESS,
-                    LoginError::Unavailable(_) => Condition::INTERNAL_ERROR,
-                };
-                tracing::info!(client = %identity, %error, "Link refused");
-                for (_, request) in links {
-                    self.refuse(request.link, condition.clone(), error.to_string());
-                }
-            }
-        }
-    }
-
-    fn forget_if_unused(&mut self, identity: &Identity) {
-        if self.identities.get(identity).is_some_and(Connected::is_unused) {
-            self.identities.remove(identity);
-            self.mailboxes.remove(identity);
-            tracing::info!(client = %identity, "Client disconnected (AMQP)");
-        }
-    }
-
-    fn command(&mut self, identity: &Identity, command: Option<Command>) {
-        match command {
-            Some(Command::Close(reason)) => {
-                let (condition, text) = match reason {
-                    CloseReason::TakenOver => (Condition::STOLEN, "a newer connection took over"),
-                    CloseReason::Unauthorized => {
-                        (Condition::UNAUTHORIZED_ACCESS, "the credentials are not valid any more")
-                    }
-                    CloseReason::Stopping => (Condition::DETACH_FORCED, "the hub is stopping"),
-                };
-                self.drop_identity(identity, &Error::new(condition, text));
-            }
-            Some(command) => {
-                self.with_identity(identity, |connected, turn| connected.command(turn, command));
-                self.forget_if_unused(identity);
-            }
-            None => self.drop_identity(identity, &Condition::INTERNAL_ERROR.into()),
-        }
-    }
-
-    fn drop_identity(&mut self, identity: &Identity, error: &Error) {
-        self.mailboxes.remove(identity);
-        self.with_identity(identity, |connected, turn| connected.end(turn, error));
-        self.identities.remove(identity);
     }
 
     /// Lends the connection to the identity of a link.
@@ -455,7 +401,11 @@ where
     }
 
     /// Lends the connection to an identity, if it is logged in.
-    fn with_identity(&mut self, identity: &Identity, work: impl FnOnce(&mut Connected<B>, &mut Turn<'_, B>)) {
+    pub(super) fn with_identity(
+        &mut self,
+        identity: &Identity,
+        work: impl FnOnce(&mut Connected<B>, &mut Turn<'_, B>),
+    ) {
         if let Some(connected) = self.identities.get_mut(identity) {
             let mut turn = Turn {
                 engine: self.driver.connection(),

@@ -11,8 +11,7 @@ use crate::amqp::{
     AttachAnswer, AttachRequest, Condition, Connection, Delivery, DeliveryId, Error, LinkId, LinkKind,
     Outcome, Text,
 };
-use crate::backend::{Backend, Command, Feature};
-use crate::identity::Identity;
+use crate::backend::{Backend, Command, Feature, Login};
 
 /// Credit of links on which clients send.
 const CREDIT: u32 = 1_000;
@@ -26,11 +25,28 @@ const PAIR_PROPERTY: &str = "com.microsoft:channel-correlation-id";
 /// An identity that is logged in, and its links: one of each function.
 pub(super) struct Connected<B: Backend> {
     pub(super) client: B::Client,
-    identity: Identity,
+    /// What it last came with. Its identity is that of the links.
+    pub(super) login: Login,
+    /// Tells this login of the identity from others on the connection.
+    pub(super) number: u64,
+    pub(super) renewal: Renewal,
     links: SmallVec<[Held; 4]>,
     twin: Twin,
     calls: Outbox,
     deliverer: Deliverer,
+}
+
+/// Where the check of a newer token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// There is no newer token.
+    None,
+    /// It is in line.
+    Due,
+    /// It is under way.
+    Running,
+    /// It is under way, and there is a token that is newer still.
+    Overtaken,
 }
 
 /// A link of the identity.
@@ -42,10 +58,12 @@ struct Held {
 }
 
 impl<B: Backend> Connected<B> {
-    pub(super) fn new(identity: Identity, client: B::Client) -> Self {
+    pub(super) fn new(login: Login, number: u64, client: B::Client) -> Self {
         Self {
             client,
-            identity,
+            login,
+            number,
+            renewal: Renewal::None,
             links: SmallVec::new(),
             twin: Twin::default(),
             calls: Outbox::default(),
@@ -65,7 +83,7 @@ impl<B: Backend> Connected<B> {
             return;
         }
         let (link, pair) = (request.link, pair_of(request));
-        turn.links.insert(link, Purpose::Of(self.identity.clone(), kind));
+        turn.links.insert(link, Purpose::Of(self.login.identity.clone(), kind));
         if let Some(older) = self.links.iter().position(|held| held.kind == kind) {
             let older = self.links.swap_remove(older);
             turn.detach(older.link, None);
@@ -150,7 +168,7 @@ impl<B: Backend> Connected<B> {
         match kind {
             LinkKind::Inputs => self.deliverer.attach(turn, link),
             // A module has no cloud-to-device messages; its link is there and stays silent.
-            LinkKind::CloudToDevice if self.identity.module_id().is_none() => {
+            LinkKind::CloudToDevice if self.login.identity.module_id().is_none() => {
                 self.deliverer.attach(turn, link);
             }
             LinkKind::MethodCalls => self.calls.attach(turn, link),
@@ -168,7 +186,9 @@ impl<B: Backend> Connected<B> {
         self.subscribe(turn, kind, false);
         match kind {
             LinkKind::Inputs => self.deliverer.detach(turn),
-            LinkKind::CloudToDevice if self.identity.module_id().is_none() => self.deliverer.detach(turn),
+            LinkKind::CloudToDevice if self.login.identity.module_id().is_none() => {
+                self.deliverer.detach(turn)
+            }
             LinkKind::MethodCalls => self.calls.detach(),
             LinkKind::TwinAnswers => self.twin.answers.detach(),
             LinkKind::CloudToDevice
@@ -180,7 +200,7 @@ impl<B: Backend> Connected<B> {
     }
 
     fn subscribe(&mut self, turn: &mut Turn<'_, B>, kind: LinkKind, on: bool) {
-        let module = self.identity.module_id().is_some();
+        let module = self.login.identity.module_id().is_some();
         let features: &[Feature] = match kind {
             LinkKind::Inputs => &[Feature::ModuleInputs],
             LinkKind::CloudToDevice if !module => &[Feature::CloudToDevice],
@@ -207,7 +227,7 @@ impl<B: Backend> Connected<B> {
         if taken.is_ok() {
             return;
         }
-        tracing::debug!(client = %self.identity, ?kind, "The client takes too little of what it asked for");
+        tracing::debug!(client = %self.login.identity, ?kind, "The client takes too little of what it asked for");
         if let Some(link) = self.links.iter().find(|held| held.kind == kind).map(|held| held.link) {
             let error = Error::new(Condition::RESOURCE_LIMIT_EXCEEDED, "the link got no credit for too long");
             self.end_link(turn, link, Some(error));

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct AmqpLimits {
     /// From accepting the socket to the client's open.
     pub open_max: Duration,
+    /// From accepting the socket to the first login: a connection on which nobody has logged in by then is closed.
+    pub first_login_max: Duration,
     /// A login that takes longer is refused for now.
     pub login_max: Duration,
     /// Identities that share the connection.
@@ -38,6 +40,7 @@ impl Default for AmqpLimits {
     fn default() -> Self {
         Self {
             open_max: Duration::from_secs(60),
+            first_login_max: Duration::from_secs(180),
             login_max: Duration::from_secs(60),
             identities_max: 2_000,
             logins_max: 256,

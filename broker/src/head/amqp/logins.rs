@@ -1,4 +1,4 @@
-//! Logins under way on one connection, and the links that wait for them.
+//! Logins under way on one connection with the links that wait for them, and checks of newer tokens.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,10 +16,10 @@ use crate::identity::Identity;
 /// A link that waits, and what it is for.
 pub(super) type WaitingLink = (LinkKind, AttachRequest);
 
-/// Logins by identity.
+/// Logins by identity, and checks of newer tokens.
 pub(super) struct Logins<B: Backend> {
-    tasks: JoinSet<Result<LoggedIn<B>, LoginError>>,
-    of_task: AHashMap<Id, Identity>,
+    tasks: JoinSet<Done<B>>,
+    of_task: AHashMap<Id, Running>,
     waiting: AHashMap<Identity, Vec<WaitingLink>>,
 }
 
@@ -29,11 +29,23 @@ pub(super) struct LoggedIn<B: Backend> {
     pub(super) mailbox: mpsc::Receiver<Command>,
 }
 
-/// A login that has ended, and the links that waited for it.
-pub(super) struct Ended<B: Backend> {
-    pub(super) identity: Identity,
-    pub(super) links: Vec<WaitingLink>,
-    pub(super) result: Result<LoggedIn<B>, LoginError>,
+/// What has ended.
+pub(super) enum Ended<B: Backend> {
+    /// A login, and the links that waited for it.
+    Login { login: Login, links: Vec<WaitingLink>, result: Result<LoggedIn<B>, LoginError> },
+    /// The check of a newer token of an identity that is logged in.
+    Renewal { login: Login, number: u64, result: Result<(), LoginError> },
+}
+
+enum Done<B: Backend> {
+    Login(Result<LoggedIn<B>, LoginError>),
+    Renewal(Result<(), LoginError>),
+}
+
+struct Running {
+    login: Login,
+    /// Of a renewal: which login of the identity it is for.
+    renews: Option<u64>,
 }
 
 impl<B: Backend> Logins<B> {
@@ -71,19 +83,35 @@ impl<B: Backend> Logins<B> {
 
     /// Starts a login, on which a link may wait already.
     pub(super) fn start(&mut self, backend: B, limits: &AmqpLimits, login: Login, link: Option<WaitingLink>) {
-        let (identity, limit) = (login.identity.clone(), limits.login_max);
+        let (asked, limit) = (login.clone(), limits.login_max);
         let task = self.tasks.spawn(async move {
             let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
-            match timeout(limit, backend.login(login, sender)).await {
+            Done::Login(match timeout(limit, backend.login(asked, sender)).await {
                 Ok(result) => result.map(|client| LoggedIn { client, mailbox }),
-                Err(_) => Err(LoginError::Unavailable("the login took too long".into())),
-            }
+                Err(_) => Err(too_slow()),
+            })
         });
-        self.of_task.insert(task.id(), identity.clone());
-        self.waiting.insert(identity, link.into_iter().collect());
+        self.waiting.insert(login.identity.clone(), link.into_iter().collect());
+        self.of_task.insert(task.id(), Running { login, renews: None });
     }
 
-    /// The next login that has ended.
+    /// Starts the check of a newer token for the login of this number.
+    pub(super) fn renew(
+        &mut self,
+        backend: &B,
+        client: &B::Client,
+        limits: &AmqpLimits,
+        login: Login,
+        number: u64,
+    ) {
+        let (check, limit) = (backend.reauthenticate(client, login.clone()), limits.login_max);
+        let task = self.tasks.spawn(async move {
+            Done::Renewal(timeout(limit, check).await.unwrap_or_else(|_| Err(too_slow())))
+        });
+        self.of_task.insert(task.id(), Running { login, renews: Some(number) });
+    }
+
+    /// What has ended next.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended<B>> {
         while let Poll::Ready(Some(joined)) = self.tasks.poll_join_next_with_id(cx) {
             if let Some(ended) = self.ended(joined) {
@@ -93,18 +121,26 @@ impl<B: Backend> Logins<B> {
         Poll::Pending
     }
 
-    fn ended(
-        &mut self,
-        joined: Result<(Id, Result<LoggedIn<B>, LoginError>), JoinError>,
-    ) -> Option<Ended<B>> {
-        let (task, result) = match joined {
-            Ok((task, result)) => (task, result),
-            // A login that panicked must not leave its links waiting.
-            Err(error) => (error.id(), Err(LoginError::Unavailable("the login failed".into()))),
+    fn ended(&mut self, joined: Result<(Id, Done<B>), JoinError>) -> Option<Ended<B>> {
+        let (task, done) = match joined {
+            Ok((task, done)) => (task, Some(done)),
+            Err(error) => (error.id(), None),
         };
-        let identity = self.of_task.remove(&task)?;
-        let links = self.waiting.remove(&identity).unwrap_or_default();
-        Some(Ended { identity, links, result })
+        let Running { login, renews } = self.of_task.remove(&task)?;
+        // A login that panicked must not leave its links waiting.
+        let failed = || LoginError::Unavailable("the login failed".into());
+        Some(match (renews, done) {
+            (Some(number), Some(Done::Renewal(result))) => Ended::Renewal { login, number, result },
+            (Some(number), _) => Ended::Renewal { login, number, result: Err(failed()) },
+            (None, done) => {
+                let links = self.waiting.remove(&login.identity).unwrap_or_default();
+                let result = match done {
+                    Some(Done::Login(result)) => result,
+                    Some(Done::Renewal(_)) | None => Err(failed()),
+                };
+                Ended::Login { login, links, result }
+            }
+        })
     }
 
     /// A session is gone, and with it its links that were not answered.
@@ -120,6 +156,10 @@ impl<B: Backend> Logins<B> {
             links.retain(|(_, request)| request.link != link);
         }
     }
+}
+
+fn too_slow() -> LoginError {
+    LoginError::Unavailable("the login took too long".into())
 }
 
 /// The text of a link property; keys and values come as symbol or string.

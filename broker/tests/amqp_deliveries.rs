@@ -14,13 +14,17 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use edgehub_broker::amqp::{MessageId as OurId, Value as OurValue};
 use edgehub_broker::backend::{Command, Deliveries, Feature, Outcome, Settler, Target};
-use edgehub_broker::message::{Message, Origin, Properties, PropertyName, Sender, SystemProperty};
+use edgehub_broker::message::{
+    Message, Origin, Properties, PropertyName, Sender, SenderCache, SystemProperty,
+};
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::delivery::Delivery;
 use fe2o3_amqp::types::definitions::{Error as PeerError, ErrorCondition};
 use fe2o3_amqp::types::messaging::annotations::OwnedKey;
-use fe2o3_amqp::types::messaging::{Body, MessageId, Modified};
-use fe2o3_amqp::types::primitives::{SimpleValue, Value};
+use fe2o3_amqp::types::messaging::{
+    ApplicationProperties, Body, Message as PeerMessage, MessageId, Modified,
+};
+use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Value};
 use recording::{DEADLINE, until};
 use serde_json::Value as Json;
 use tokio::time::timeout;
@@ -326,6 +330,46 @@ async fn messages_become_what_the_vectors_say() {
             ..Default::default()
         };
         assert_eq!(found, wanted, "{id}");
+    }
+}
+
+/// What a client sends over AMQP comes out of the store as it was sent.
+#[tokio::test]
+async fn properties_keep_their_type_from_client_to_client() {
+    let mut site = Site::of("d1/m1").await;
+    let values = [
+        ("text", SimpleValue::String("5".into())),
+        ("int", SimpleValue::Int(-5)),
+        ("double", SimpleValue::Double(2.5.into())),
+        ("bool", SimpleValue::Bool(true)),
+        ("time", SimpleValue::Timestamp(1_577_836_800_123.into())),
+        ("symbol", SimpleValue::Symbol("s".into())),
+        ("binary", SimpleValue::Binary(vec![0, 255].into())),
+        ("null", SimpleValue::Null),
+    ];
+    let mut up = site.sender("up", INPUTS).await;
+    let mut application = ApplicationProperties::builder();
+    for (name, value) in &values {
+        application = application.insert(*name, value.clone());
+    }
+    let sent = PeerMessage::builder()
+        .application_properties(application.build())
+        .data(Binary::from(Vec::new()))
+        .build();
+    timeout(DEADLINE, up.send(sent)).await.expect("in time").expect("answered");
+    let published = site.recording.state.lock().published.remove(0);
+    let stored = Message::from_record(&published.to_record(), &mut SenderCache::default()).unwrap();
+    let texts: Vec<_> = stored.properties.application_properties().map(|(_, text)| text).collect();
+    assert_eq!(texts, ["5", "-5", "2.5", "true", "2020-01-01T00:00:00.1230000Z", "s", "AP8=", ""]);
+    let mut down = site.receiver("down", INPUTS).await;
+    let messages = vec![(0, stored)];
+    let deliveries = Deliveries { target: input(), messages, settler: Settler::new() };
+    site.recording.command("d1/m1", Command::Deliver(deliveries)).await;
+    let received = receive(&mut down).await;
+    let application = received.message().application_properties.clone().unwrap();
+    assert_eq!(application.0.len(), values.len());
+    for (name, value) in values {
+        assert_eq!(application.0.get(name), Some(&value), "{name}");
     }
 }
 

@@ -319,7 +319,7 @@ struct Properties<'a> {
 impl Serialize for Properties<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for Property { name, value, null } in self.message.properties.iter() {
+        for Property { name, value, null, .. } in self.message.properties.iter() {
             let name = match (name, self.system) {
                 (PropertyName::System(property), true) => property.name(),
                 (PropertyName::Application(name), false) => name,

@@ -297,7 +297,8 @@ impl MessageEncoder {
         self.application(entries, |out, value| put_value(out, &value))
     }
 
-    fn application<'v, V>(
+    /// Application properties, each written by `put` as exactly one value.
+    pub(crate) fn application<'v, V>(
         &mut self,
         entries: impl IntoIterator<Item = (&'v str, V)>,
         put: impl Fn(&mut BytesMut, V),

@@ -30,6 +30,7 @@ mod link;
 mod message;
 mod output;
 pub mod performative;
+mod property;
 mod put;
 mod sasl;
 mod serial;
@@ -55,6 +56,7 @@ pub use performative::{
     Attach, DeliveryTag, Open, Outcome, Properties, ReceiverSettle, Role, SenderSettle, TAG_MAX_BYTES,
     Terminus,
 };
+pub(crate) use property::{kind_of, put_property};
 pub use sasl::ClientSasl;
 pub use text::{MessageId, lock_token_tag, parse_timestamp, property_text, tag_lock_token, timestamp_text};
 pub use value::{Text, Value};

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::identity::Identity;
 
 pub use properties::{
-    PROPERTIES_MAX, Properties, PropertiesBuilder, PropertiesError, Property, PropertyName, SystemProperty,
-    Value,
+    PROPERTIES_MAX, Properties, PropertiesBuilder, PropertiesError, Property, PropertyKind, PropertyName,
+    SystemProperty, Value,
 };
 pub use record::{RecordError, SenderCache};
 

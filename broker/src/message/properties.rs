@@ -102,6 +102,68 @@ pub enum PropertyName<'a> {
     Application(&'a str),
 }
 
+macro_rules! property_kinds {
+    ($($(#[$doc:meta])* $variant:ident = $tag:literal;)*) => {
+        /// The type with which an application property came. Its value is kept as text, which is what conditions and
+        /// MQTT clients see; AMQP receivers get the type back.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+        #[repr(u8)]
+        pub enum PropertyKind {
+            $($(#[$doc])* $variant = $tag,)*
+        }
+
+        impl PropertyKind {
+            /// All of them.
+            pub const ALL: &'static [PropertyKind] = &[$(PropertyKind::$variant,)*];
+
+            /// The kind with this number in a stored record.
+            pub(crate) fn from_tag(tag: u8) -> Option<Self> {
+                match tag { $($tag => Some(PropertyKind::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+property_kinds! {
+    /// Text, as all properties of MQTT clients.
+    #[default]
+    Text = 0;
+    /// No value: the text is empty.
+    Null = 1;
+    /// `true` or `false`.
+    Bool = 2;
+    /// An unsigned number of 8 bits.
+    Ubyte = 3;
+    /// An unsigned number of 16 bits.
+    Ushort = 4;
+    /// An unsigned number of 32 bits.
+    Uint = 5;
+    /// An unsigned number of 64 bits.
+    Ulong = 6;
+    /// A number of 8 bits.
+    Byte = 7;
+    /// A number of 16 bits.
+    Short = 8;
+    /// A number of 32 bits.
+    Int = 9;
+    /// A number of 64 bits.
+    Long = 10;
+    /// A binary floating-point number of 32 bits.
+    Float = 11;
+    /// A binary floating-point number of 64 bits.
+    Double = 12;
+    /// A character.
+    Char = 13;
+    /// A time in milliseconds, written as ISO 8601 in UTC.
+    Timestamp = 14;
+    /// A UUID, in lower case.
+    Uuid = 15;
+    /// Bytes, in Base64.
+    Binary = 16;
+    /// An AMQP symbol.
+    Symbol = 17;
+}
+
 /// One property of a message. A value that is null has the empty text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Property<'a> {
@@ -111,12 +173,15 @@ pub struct Property<'a> {
     pub value: &'a str,
     /// Whether conditions see null instead of the text.
     pub null: bool,
+    /// The type it came with; always text for system properties.
+    pub kind: PropertyKind,
 }
 
 #[derive(Clone, Copy)]
 struct Span {
     system: Option<SystemProperty>,
     null: bool,
+    kind: PropertyKind,
     name_start: u32,
     name_len: u32,
     value_start: u32,
@@ -138,9 +203,16 @@ impl Properties {
 
     /// Copies properties from names and values; for tests, embedders and messages that the hub makes itself.
     pub fn copied_from<'a>(properties: impl IntoIterator<Item = (PropertyName<'a>, &'a str)>) -> Self {
+        Self::copied_with_kinds(properties.into_iter().map(|(name, value)| (name, value, PropertyKind::Text)))
+    }
+
+    /// The same with the types of application properties.
+    pub fn copied_with_kinds<'a>(
+        properties: impl IntoIterator<Item = (PropertyName<'a>, &'a str, PropertyKind)>,
+    ) -> Self {
         let mut text = String::new();
         let mut spans = Vec::new();
-        for (name, value) in properties {
+        for (name, value, kind) in properties {
             let name_start = text.len();
             let system = match name {
                 PropertyName::System(property) => Some(property),
@@ -151,13 +223,13 @@ impl Properties {
             };
             let value_start = text.len();
             text.push_str(value);
-            spans.push((system, name_start..value_start, value_start..text.len()));
+            spans.push((system, name_start..value_start, value_start..text.len(), kind));
         }
         let mut builder = PropertiesBuilder::over(Bytes::from(text.into_bytes()));
-        for (system, name, value) in spans {
+        for (system, name, value, kind) in spans {
             match system {
                 Some(property) => builder.system(property, value, false),
-                None => builder.application(name, value, false),
+                None => builder.typed(name, value, kind),
             }
         }
         builder.finish().unwrap_or_default()
@@ -182,6 +254,14 @@ impl Properties {
     pub fn application_properties(&self) -> impl Iterator<Item = (&str, &str)> {
         self.spans.iter().filter(|span| span.system.is_none()).map(|span| {
             (self.text(span.name_start, span.name_len), self.text(span.value_start, span.value_len))
+        })
+    }
+
+    /// The application properties with their types, in the order in which they were sent.
+    pub fn typed_properties(&self) -> impl Iterator<Item = (&str, &str, PropertyKind)> {
+        self.spans.iter().filter(|span| span.system.is_none()).map(|span| {
+            let name = self.text(span.name_start, span.name_len);
+            (name, self.text(span.value_start, span.value_len), span.kind)
         })
     }
 
@@ -231,7 +311,8 @@ impl Properties {
             Some(property) => PropertyName::System(property),
             None => PropertyName::Application(self.text(span.name_start, span.name_len)),
         };
-        Property { name, value: self.text(span.value_start, span.value_len), null: span.null }
+        let value = self.text(span.value_start, span.value_len);
+        Property { name, value, null: span.null, kind: span.kind }
     }
 
     fn value(&self, span: &Span) -> Value<'_> {
@@ -291,12 +372,17 @@ impl PropertiesBuilder {
 
     /// Adds a system property. One of the same kind that was added before is replaced in its place.
     pub fn system(&mut self, property: SystemProperty, value: std::ops::Range<usize>, null: bool) {
-        self.push(Some(property), 0..0, value, null);
+        self.push(Some(property), PropertyKind::Text, 0..0, value, null);
     }
 
     /// Adds an application property. One of the same name that was added before is replaced in its place.
     pub fn application(&mut self, name: std::ops::Range<usize>, value: std::ops::Range<usize>, null: bool) {
-        self.push(None, name, value, null);
+        self.push(None, PropertyKind::Text, name, value, null);
+    }
+
+    /// Adds an application property with its type, as [`PropertiesBuilder::application`] does.
+    pub fn typed(&mut self, name: std::ops::Range<usize>, value: std::ops::Range<usize>, kind: PropertyKind) {
+        self.push(None, kind, name, value, false);
     }
 
     /// The properties.
@@ -313,6 +399,7 @@ impl PropertiesBuilder {
     fn push(
         &mut self,
         system: Option<SystemProperty>,
+        kind: PropertyKind,
         name: std::ops::Range<usize>,
         value: std::ops::Range<usize>,
         null: bool,
@@ -328,6 +415,7 @@ impl PropertiesBuilder {
         let span = Span {
             system,
             null,
+            kind,
             name_start: name.start as u32,
             name_len: name.len() as u32,
             value_start: value.start as u32,

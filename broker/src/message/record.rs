@@ -8,7 +8,8 @@
 //! module       varint length + 1 (0: a device), UTF-8
 //! model id     varint length + 1 (0: none), UTF-8
 //! count        varint  number of properties
-//! property     u8      0 application property, else the number of the system property; 0x80 set: null
+//! property     u8      0 application property, 0x40 and more: its type, else the number of the system property;
+//!                      0x80 set: null
 //!              varint length, UTF-8   name, application properties only
 //!              varint length, UTF-8   value
 //! body         the rest
@@ -20,12 +21,14 @@ use ahash::AHashMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
-use super::properties::{PROPERTIES_MAX, PropertiesBuilder, PropertyName, SystemProperty};
+use super::properties::{PROPERTIES_MAX, PropertiesBuilder, PropertyKind, PropertyName, SystemProperty};
 use super::{Message, Origin, Sender};
 use crate::identity::Identity;
 
 const VERSION: u8 = 1;
 const NULL: u8 = 0x80;
+/// With the number of a type: an application property that is no text.
+const TYPED: u8 = 0x40;
 
 /// Most senders that a [`SenderCache`] keeps; beyond it starts anew.
 const SENDERS_MAX: usize = 4_096;
@@ -79,7 +82,9 @@ impl Message {
             match property.name {
                 PropertyName::System(system) => out.put_u8(system as u8 | null),
                 PropertyName::Application(name) => {
-                    out.put_u8(null);
+                    let typed =
+                        if property.kind == PropertyKind::Text { 0 } else { TYPED | property.kind as u8 };
+                    out.put_u8(typed | null);
                     put_text(&mut out, name);
                 }
             }
@@ -142,6 +147,13 @@ impl Message {
                     let name = reader.text_range()?;
                     let value = reader.text_range()?;
                     builder.application(name, value, null);
+                }
+                tag @ TYPED..NULL => {
+                    let kind = PropertyKind::from_tag(tag & !TYPED);
+                    let kind = kind.ok_or(RecordError::Damaged("unknown type of a property"))?;
+                    let name = reader.text_range()?;
+                    let value = reader.text_range()?;
+                    builder.typed(name, value, kind);
                 }
                 tag => {
                     let property =
@@ -265,14 +277,19 @@ mod tests {
         #[test]
         fn records_round_trip(
             names in proptest::collection::btree_map(".{0,40}", ".{0,200}", 0..12),
+            kind in 0..PropertyKind::ALL.len(),
             content_type in proptest::option::of(".{0,30}"),
             body in proptest::collection::vec(any::<u8>(), 0..300),
         ) {
-            let application = names.iter().map(|(name, value)| (PropertyName::Application(name), value.as_str()));
-            let system = content_type
+            let kinds = PropertyKind::ALL.iter().cycle().skip(kind);
+            let application = names
                 .iter()
-                .map(|value| (PropertyName::System(SystemProperty::ContentType), value.as_str()));
-            let before = message(Properties::copied_from(application.chain(system)), &body);
+                .zip(kinds)
+                .map(|((name, value), kind)| (PropertyName::Application(name), value.as_str(), *kind));
+            let system = content_type.iter().map(|value| {
+                (PropertyName::System(SystemProperty::ContentType), value.as_str(), PropertyKind::Text)
+            });
+            let before = message(Properties::copied_with_kinds(application.chain(system)), &body);
             let record = before.to_record();
             prop_assert_eq!(record.len(), before.to_record().len());
             let after = Message::from_record(&record, &mut SenderCache::default()).unwrap();

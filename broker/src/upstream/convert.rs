@@ -9,12 +9,14 @@ use super::UpstreamOptions;
 use crate::amqp::{
     AttachOptions, Condition, Error, LinkAddress, LinkKind, Message as Encoded, MessageEncoder, MessageId,
     MessageProperties, Outcome, Payload, ReceiverSettle, Role, SenderSettle, Terminus, Text, Value,
-    encode_batch, tag_lock_token,
+    encode_batch, put_property, tag_lock_token,
 };
 use crate::backend::{self, MethodAnswer};
 use crate::head::amqp::convert::message;
 use crate::identity::Identity;
-use crate::message::{Message, Properties, PropertyName, Sender, SystemProperty, Value as Held};
+use crate::message::{
+    Message, Properties, PropertyKind, PropertyName, Sender, SystemProperty, Value as Held,
+};
 
 /// The one interface id that is passed on: security messages.
 const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
@@ -218,14 +220,14 @@ fn encode(message: &Message) -> Payload {
     });
     let created = sent(SystemProperty::CreationTime);
     let schema = sent(SystemProperty::MessageSchema);
-    let application = message.properties.application_properties();
+    let application = message.properties.typed_properties().map(|(name, text, kind)| (name, (text, kind)));
     let own = [("iothub-creation-time-utc", &created), ("iothub-message-schema", &schema)];
     // A property that the sender named like one of ours wins.
     let own = own
         .into_iter()
-        .filter_map(|(name, value)| value.as_ref().map(|text| (name, text.as_str())))
+        .filter_map(|(name, value)| value.as_ref().map(|text| (name, (text.as_str(), PropertyKind::Text))))
         .filter(|(name, _)| !message.properties.application_properties().any(|(sent, _)| sent == *name));
-    encoder.application_strings(application.chain(own));
+    encoder.application(application.chain(own), put_property);
     encoder.data(message.body.clone())
 }
 

@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep_until};
 
+use super::handover::{self, HandedOver, IsForeign};
 use super::identity::{Connected, accept};
 use super::limits::AmqpLimits;
 use super::logins::{Ended, Logins};
@@ -24,6 +25,9 @@ use crate::backend::{Backend, Command};
 use crate::head::mqtt::Peer;
 use crate::identity::Identity;
 
+/// Commands that are done without a look at the socket.
+const COMMANDS_IN_A_ROW_MAX: usize = 64;
+
 /// Serves one connection to its end. `shutdown` resolves when the process stops.
 pub async fn serve<S, B>(
     stream: S,
@@ -32,6 +36,38 @@ pub async fn serve<S, B>(
     peer: Peer,
     shutdown: impl Future<Output = ()> + Send,
 ) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    let _ = serve_unless_foreign(stream, backend, limits, peer, None, shutdown).await;
+}
+
+/// Serves one connection to its end, unless a token is put on it before anybody has logged in that is not for the head:
+/// then the connection is the caller's. `shutdown` resolves when the process stops.
+pub async fn serve_or_hand_over<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: IsForeign,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    serve_unless_foreign(stream, backend, limits, peer, Some(is_foreign), shutdown).await
+}
+
+async fn serve_unless_foreign<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: Option<IsForeign>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     B: Backend,
 {
@@ -57,15 +93,23 @@ pub async fn serve<S, B>(
         sasl_login: None,
         by_certificate: false,
         mailboxes: Mailboxes::default(),
+        commands_in_a_row: 0,
         links: Links::default(),
         held: HeldLinks::default(),
         outcomes: Outcomes::default(),
         telemetry: Telemetry::new(),
+        is_foreign,
+        foreign: None,
     };
     let reason = head.run(pin!(shutdown)).await;
+    if let Some(request) = head.foreign {
+        let answer_links = head.tokens.into_receivers();
+        return Some(HandedOver { driver: head.driver, request, answer_links });
+    }
     tracing::debug!(?address, reason, "AMQP connection ended");
     // Whatever the peer has not read by then is lost to it; it will ask again on its next connection.
     let _ = head.driver.shutdown().await;
+    None
 }
 
 /// The state of one connection.
@@ -88,10 +132,15 @@ pub(super) struct Head<S, B: Backend> {
     /// When the connection ends if nobody has logged in.
     pub(super) first_login: Option<Pin<Box<Sleep>>>,
     pub(super) mailboxes: Mailboxes,
+    commands_in_a_row: usize,
     links: Links,
     held: HeldLinks,
     outcomes: Outcomes,
     telemetry: Telemetry<B>,
+    /// Which tokens the head is not for; none if it is for all.
+    is_foreign: Option<IsForeign>,
+    /// A request with such a token: the connection is to be handed over.
+    foreign: Option<Delivery>,
 }
 
 /// What a turn waits for.
@@ -157,9 +206,18 @@ where
             if self.telemetry.poll_commits(self.driver.connection(), cx) {
                 return Poll::Ready(News::Moved);
             }
+            // Commands that come together are written together, but do not keep the socket waiting without end.
+            if self.commands_in_a_row == COMMANDS_IN_A_ROW_MAX {
+                self.commands_in_a_row = 0;
+                if self.driver.poll_turn(cx).is_ready() {
+                    return Poll::Ready(News::Moved);
+                }
+            }
             if let Poll::Ready((identity, command)) = self.mailboxes.poll_command(cx) {
+                self.commands_in_a_row += 1;
                 return Poll::Ready(News::Command(identity, command));
             }
+            self.commands_in_a_row = 0;
             self.driver.poll_turn(cx).map(|()| News::Moved)
         })
         .await
@@ -169,6 +227,12 @@ where
     async fn handle_events(&mut self) -> Option<String> {
         let mut ended = None;
         while let Some(event) = self.driver.connection().poll_event() {
+            if let Event::Delivery(delivery) = &event
+                && self.takes_over(delivery)
+            {
+                self.foreign = Some(delivery.clone());
+                return Some("handed over".into());
+            }
             match event {
                 Event::SaslPlain { user, password } => self.sasl_plain(&user, &password),
                 Event::AttachRequested(request) => self.attach_requested(request),
@@ -216,6 +280,16 @@ where
 
     async fn publish(&mut self) {
         self.telemetry.publish(self.driver.connection(), &self.backend, &mut self.identities).await;
+    }
+
+    /// Whether a delivery shows that the connection is for somebody else.
+    fn takes_over(&self, delivery: &Delivery) -> bool {
+        self.is_foreign.is_some_and(|is_foreign| {
+            matches!(self.links.get(delivery.link), Some(Purpose::Tokens))
+                && self.identities.is_empty()
+                && self.logins.len() == 0
+                && handover::is_foreign(delivery, is_foreign)
+        })
     }
 
     // ---- links --------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ use smallvec::SmallVec;
 
 use crate::amqp::{
     Body, Condition, Error, Message as Encoded, MessageEncoder, MessageId, MessageProperties, Payload, Text,
-    Value, lock_token_tag, parse_timestamp, property_text, timestamp_text,
+    Value, kind_of, lock_token_tag, parse_timestamp, property_text, put_property, timestamp_text,
 };
 use crate::backend::Target;
-use crate::message::{Message, Properties, PropertyName, Sender, SystemProperty, Value as PropertyValue};
+use crate::message::{
+    Message, Properties, PropertyKind, PropertyName, Sender, SystemProperty, Value as PropertyValue,
+};
 
 /// Room for the sections in front of a body; larger ones grow.
 const HEAD_BYTES: usize = 256;
@@ -24,7 +26,7 @@ const APPLICATION_NAMES: [(&str, SystemProperty); 4] = [
 ];
 
 /// Reads one message; the body stays a slice of the transfer. Empty texts of properties and annotations count as
-/// absent. Application properties that are no text get their text form; lists and maps are left out.
+/// absent. Application properties that are no text keep their type beside their text form; lists and maps are left out.
 ///
 /// # Errors
 /// When a section cannot be decoded, or the body is not data.
@@ -62,25 +64,28 @@ pub(crate) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message,
             _ => {}
         }
     }
-    let mut application: Vec<(Text, Text)> = Vec::new();
+    let mut application: Vec<(Text, Text, PropertyKind)> = Vec::new();
     for entry in encoded.application_properties().map_err(malformed)? {
         let (key, value) = entry.map_err(malformed)?;
-        let Some(text) = property_text(&value) else {
+        let Some((text, kind)) = property_text(&value).zip(kind_of(&value)) else {
             tracing::debug!(property = key.as_str(), "A property that is a list or map is left out");
             continue;
         };
         match APPLICATION_NAMES.iter().find(|(name, _)| key.as_str() == *name) {
             Some((_, property)) => system.push((*property, text)),
-            None => application.push((key, text)),
+            None => application.push((key, text, kind)),
         }
     }
     let body: Bytes = encoded.body.data().ok_or_else(|| {
         Error::new(Condition::NOT_IMPLEMENTED, "the body must be one or more data sections")
     })?;
-    let named = system.iter().map(|(property, text)| (PropertyName::System(*property), text.as_str()));
-    let free =
-        application.iter().map(|(name, text)| (PropertyName::Application(name.as_str()), text.as_str()));
-    Ok(Message::new(sender, Properties::copied_from(named.chain(free)), body))
+    let named = system
+        .iter()
+        .map(|(property, text)| (PropertyName::System(*property), text.as_str(), PropertyKind::Text));
+    let free = application
+        .iter()
+        .map(|(name, text, kind)| (PropertyName::Application(name.as_str()), text.as_str(), *kind));
+    Ok(Message::new(sender, Properties::copied_with_kinds(named.chain(free)), body))
 }
 
 /// The document that is the body of a twin request or a method answer: data, or a value that is text or binary.
@@ -150,7 +155,8 @@ pub(super) fn encode(message: &Message, target: &Target) -> (Payload, Option<[u8
         // A property that the sender named like one of ours wins.
         .filter(|(name, _)| properties.application(|sent| sent == *name) == PropertyValue::Absent)
         .collect();
-    let own = own.iter().map(|(name, text)| (*name, text.as_str()));
-    encoder.application_strings(properties.application_properties().chain(own));
+    let own = own.iter().map(|(name, text)| (*name, (text.as_str(), PropertyKind::Text)));
+    let sent = properties.typed_properties().map(|(name, text, kind)| (name, (text, kind)));
+    encoder.application(sent.chain(own), put_property);
     (encoder.data(message.body.clone()), lock)
 }

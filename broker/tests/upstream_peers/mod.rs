@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test program uses a part of it
 
 pub(crate) mod cloud;
+pub(crate) mod faults;
 pub(crate) mod foreign;
 
 use std::net::Ipv4Addr;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edgehub_broker::amqp::{
-    AttachAnswer, CbsResponse, Connection, Driver, Error, Event, LinkAddress, LinkId, LinkKind, Message,
-    Options, Outcome, PutToken, Role, SendOptions, parse_batch,
+    AttachAnswer, CbsResponse, Condition, Connection, Driver, Error, Event, LinkAddress, LinkId, LinkKind,
+    Message, Options, Outcome, PutToken, Role, SendOptions, parse_batch,
 };
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
 use edgehub_broker::head::mqtt::Peer;
@@ -124,6 +125,23 @@ pub(crate) struct Manners {
     pub(crate) swapped: bool,
     /// Attach requests of links of a device or module whose name begins with `slow` are answered.
     pub(crate) slow_attaches: bool,
+    /// What becomes of a link on which a transfer comes.
+    pub(crate) transfers: Transfers,
+}
+
+/// What a transfer does to its link.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transfers {
+    /// It is answered.
+    Answered,
+    /// It is never answered.
+    Ignored,
+    /// The link is detached with this condition.
+    Detach(&'static str),
+    /// The session is ended with this condition.
+    End(&'static str),
+    /// The connection is closed with this condition.
+    Close(&'static str),
 }
 
 impl Default for Manners {
@@ -135,6 +153,7 @@ impl Default for Manners {
             outcome: |_| Outcome::Accepted,
             swapped: false,
             slow_attaches: true,
+            transfers: Transfers::Answered,
         }
     }
 }
@@ -165,6 +184,11 @@ impl Scripted {
                         let address = request.address().unwrap_or_default().to_string();
                         let parsed = LinkAddress::parse(&address, request.attach.role).unwrap();
                         let tokens = parsed.kind() == LinkKind::Cbs;
+                        if !tokens && parsed.kind() != LinkKind::Telemetry {
+                            let error = Error::from(Condition::NOT_IMPLEMENTED);
+                            assert!(engine.refuse_attach(request.link, error));
+                            continue;
+                        }
                         let slow = address.contains("/slow");
                         self.links.lock().push(address.clone());
                         let credit = match (tokens, slow) {
@@ -207,6 +231,23 @@ impl Scripted {
                             }
                             continue;
                         };
+                        let error = |condition| Some(Error::from(Condition::of(condition)));
+                        match manners.transfers {
+                            Transfers::Answered => {}
+                            Transfers::Ignored => continue,
+                            Transfers::Detach(condition) => {
+                                engine.detach(delivery.link, error(condition));
+                                continue;
+                            }
+                            Transfers::End(condition) => {
+                                engine.end(delivery.link.session(), error(condition));
+                                continue;
+                            }
+                            Transfers::Close(condition) => {
+                                engine.close(error(condition), Instant::now());
+                                continue;
+                            }
+                        }
                         let batch = parse_batch(delivery.format, &delivery.payload).unwrap();
                         let numbers: Vec<u32> = batch
                             .iter()
@@ -255,10 +296,7 @@ impl Scripted {
 
 /// The answer by which a receiver asks for a pause.
 pub(crate) fn busy(_: &[u32]) -> Outcome {
-    Outcome::Rejected(Some(Error::new(
-        edgehub_broker::amqp::Condition::of("com.microsoft:server-busy"),
-        "later",
-    )))
+    Outcome::Rejected(Some(Error::new(Condition::of("com.microsoft:server-busy"), "later")))
 }
 
 /// A port that takes connections and never says a word.

@@ -21,7 +21,7 @@ use super::name::Identity;
 use super::record::{Authentication, ServiceIdentity};
 use super::scope::{ScopeCache, ScopeChange};
 use super::source::{FullScope, ScopeError, ScopeSource};
-use super::token::{Hosts, unix_now_secs};
+use super::token::{Clock, Hosts, unix_now_secs};
 use crate::backend::{Login, LoginError};
 use turns::{Last, Turns};
 
@@ -89,9 +89,6 @@ pub struct ScopeRefresher<S> {
     clock: Clock,
     trust: ClientTrust,
 }
-
-/// A clock: seconds since 1970-01-01 UTC.
-pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 #[derive(Default)]
 struct FullState {

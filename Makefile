@@ -6,18 +6,23 @@ VENV := target/venv
 PROGRAM ?= target/debug/edgehub
 # Seconds per fuzz target.
 FUZZ_SECS ?= 60
+# Idle connections of `make compare`; needs a limit of open files (ulimit -n) above it.
+IDLE ?= 10000
+# Durability of the hub's store in `make compare`; the peer has none.
+DURABILITY ?= sync
 # Kills and losses of power per test of `make soak`, cases of the queues' model, and seconds with a full store.
 KILLS ?= 100
 MODEL_CASES ?= 2000
 FULL_SECS ?= 180
 
-.PHONY: help demo test test-rust test-blackbox soak bench load fuzz setup setup-tests lint deny doc
+.PHONY: help demo test test-rust test-blackbox soak bench load compare fuzz setup setup-tests lint deny doc
 
 help:
 	@echo "make demo    build the program and show it at work"
 	@echo "make test    all tests: unit, property, vector, crash, power loss, and black-box with public SDKs"
 	@echo "make soak    the long forms: KILLS=$(KILLS), MODEL_CASES=$(MODEL_CASES), FULL_SECS=$(FULL_SECS)"
 	@echo "make bench   criterion benchmarks, then the load generator against the built program"
+	@echo "make compare the load generator in turns with Mosquitto, IDLE=$(IDLE) idle connections included"
 	@echo "make fuzz    every fuzz target for FUZZ_SECS=$(FUZZ_SECS) seconds (installs cargo-fuzz)"
 	@echo "make lint    format check and clippy      make doc   documentation, warnings are errors"
 	@echo "make deny    licences and advisories of all dependencies (installs cargo-deny)"
@@ -66,6 +71,16 @@ bench: setup
 load: setup
 	$(CARGO) build --release -p edgehub -p edgehub-benches
 	target/release/load --spawn target/release/edgehub $(LOAD)
+
+COMPARE = target/release/load --spawn target/release/edgehub --peer mosquitto --durability $(DURABILITY)
+compare: setup
+	@scripts/setup peers
+	$(CARGO) build --release -p edgehub -p edgehub-benches
+	$(COMPARE) --scenario fan-in --devices 10 --messages 400000
+	$(COMPARE) --scenario pairs --devices 50 --messages 400000
+	$(COMPARE) --scenario fan-in --devices 1000 --window 1 --messages 200000
+	$(COMPARE) --scenario idle --devices $(IDLE) --rounds 1
+	$(COMPARE) --scenario idle --devices $(IDLE) --rounds 1 --tls
 
 fuzz: setup
 	FUZZ_SECS=$(FUZZ_SECS) scripts/fuzz

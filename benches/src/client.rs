@@ -25,6 +25,8 @@ pub const STAMP_BYTES: usize = 20;
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 /// Room for one read.
 const READ_BYTES: usize = 64 * 1024;
+/// Room for what comes during the login; one that stays idle never needs more.
+const LOGIN_READ_BYTES: usize = 64;
 /// Time for connection, handshake and login together.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -47,7 +49,7 @@ pub enum ClientError {
     #[error("the server closed the connection")]
     Closed,
     /// No answer in time.
-    #[error("no login within {} s", LOGIN_TIMEOUT.as_secs())]
+    #[error("no answer within {} s", LOGIN_TIMEOUT.as_secs())]
     TimedOut,
 }
 
@@ -174,7 +176,7 @@ impl Client {
         credentials: Option<(&str, &str)>,
         subscription: Option<(&str, u8)>,
     ) -> Result<Self, ClientError> {
-        let mut client = Self { stream, input: BytesMut::with_capacity(READ_BYTES) };
+        let mut client = Self { stream, input: BytesMut::with_capacity(LOGIN_READ_BYTES) };
         let mut out = BytesMut::new();
         wire::connect(&mut out, client_id, credentials);
         client.write(&out).await?;
@@ -193,6 +195,21 @@ impl Client {
             }
         }
         Ok(client)
+    }
+
+    /// Asks whether the server is still there.
+    ///
+    /// # Errors
+    /// It is not, or says something else.
+    pub async fn ping(&mut self) -> Result<(), ClientError> {
+        let answered = async {
+            self.write(&wire::PINGREQ).await?;
+            match self.next().await? {
+                Incoming::PingResp => Ok(()),
+                other => Err(ClientError::Unexpected(format!("{other:?}"))),
+            }
+        };
+        timeout(LOGIN_TIMEOUT, answered).await.map_err(|_elapsed| ClientError::TimedOut)?
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -245,6 +262,7 @@ impl Client {
         done: &mut Published,
     ) -> Result<Box<dyn Stream>, ClientError> {
         let Self { stream, mut input } = self;
+        input.reserve(READ_BYTES);
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut out = BytesMut::with_capacity(WRITE_BYTES_MAX + plan.payload_bytes);
         let mut in_flight: VecDeque<(u16, u64)> = VecDeque::new();

@@ -6,6 +6,7 @@ pub mod arrivals;
 pub mod client;
 pub mod identity;
 pub mod latency;
+pub mod peer;
 pub mod process;
 pub mod scenario;
 pub mod site;

@@ -25,6 +25,8 @@ pub enum Scenario {
     Upstream,
     /// All devices to the input of a module that is away
     Store,
+    /// All devices connect, and nothing more
+    Idle,
 }
 
 /// What a scenario needs, given the edge device.
@@ -124,7 +126,7 @@ impl Scenario {
                 absent: Vec::new(),
                 hears: Hears::All,
             },
-            Self::Upstream => Plan {
+            Self::Upstream | Self::Idle => Plan {
                 routes: one("FROM /messages/* INTO $upstream".to_owned()),
                 publishers: leaves(),
                 receivers: Vec::new(),

@@ -22,8 +22,8 @@ pub const EDGE: &str = "load-edge";
 /// Name that `edgehub cloud` gives the registry in its folder.
 const REGISTRY_FILE: &str = "registry.json";
 const CLOUD_HOST: &str = "cloud.load.test";
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(5);
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const POLL: Duration = Duration::from_millis(5);
 /// Time for one request to the hub's pages.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,12 +58,15 @@ pub enum SiteError {
         /// The end of the log.
         log: String,
     },
+    /// The peer to compare with is not there.
+    #[error("{0} is not installed: run `scripts/setup peers`, or `apt-get install {0}`")]
+    NoPeer(&'static str),
     /// A page of the hub has not the expected form.
     #[error("the hub's page {0} has not the expected form")]
     Page(&'static str),
 }
 
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> SiteError {
+pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> SiteError {
     let what = what.into();
     |source| SiteError::System { what, source }
 }
@@ -236,7 +239,7 @@ fn collect_ledgers<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
     }
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Child, SiteError> {
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Result<Child, SiteError> {
     let output = File::create(log).map_err(system("a log file"))?;
     let errors = output.try_clone().map_err(system("a log file"))?;
     let name = command.get_program().to_string_lossy().into_owned();
@@ -248,7 +251,7 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child, SiteError> {
         .map_err(system(format!("starting {name}")))
 }
 
-fn end_of(log: &Path) -> String {
+pub(crate) fn end_of(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
 }
@@ -267,7 +270,7 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
 }
 
 /// An address of the loopback network of its own, so that ports in use elsewhere do not matter.
-fn free_address() -> Result<Ipv4Addr, SiteError> {
+pub(crate) fn free_address() -> Result<Ipv4Addr, SiteError> {
     let mut bytes = std::process::id().to_be_bytes();
     bytes[0] = 127;
     loop {
@@ -278,12 +281,12 @@ fn free_address() -> Result<Ipv4Addr, SiteError> {
     }
 }
 
-fn free_port(address: Ipv4Addr) -> Result<SocketAddr, SiteError> {
+pub(crate) fn free_port(address: Ipv4Addr) -> Result<SocketAddr, SiteError> {
     let listener = TcpListener::bind((address, 0)).map_err(system("a free port"))?;
     listener.local_addr().map_err(system("a free port"))
 }
 
-fn write_certificates(folder: &Path, address: Ipv4Addr) -> Result<(), SiteError> {
+pub(crate) fn write_certificates(folder: &Path, address: Ipv4Addr) -> Result<(), SiteError> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "load root");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

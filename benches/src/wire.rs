@@ -5,6 +5,9 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 /// Largest packet that is read.
 const PACKET_BYTES_MAX: usize = 1024 * 1024;
 
+/// A PINGREQ (§3.12).
+pub const PINGREQ: [u8; 2] = [0xC0, 0];
+
 /// A packet from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {

@@ -18,6 +18,7 @@ mod flapping;
 mod identity_queue;
 mod methods;
 mod own;
+mod own_twin;
 mod status;
 mod subscriptions;
 mod twins;
@@ -34,6 +35,7 @@ use edgehub_routing::OverflowPolicy;
 use edgehub_storage::{Queue, Store, StoreError, StoreLimits, Table};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
+use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -41,6 +43,7 @@ use crate::backend::{
     Backend, CallId, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
     PublishError, TwinError, TwinRequest,
 };
+use crate::configuration::ClientRoll;
 use crate::delivery::{Consumer, Losses, ModulePump, ModulePumpOptions, Presence};
 use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
@@ -104,6 +107,7 @@ struct Inner {
     ages: Ages,
     dispatch: Dispatch,
     authenticator: Arc<dyn Authenticator>,
+    client_roll: Arc<ClientRoll>,
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
     /// No message is accepted any more, and no client.
@@ -187,6 +191,7 @@ impl Hub {
         let control = ControlPlane::start(own, options.control, seam, &store, &dispatch, &delivery);
         let hub = Self {
             inner: Arc::new(Inner {
+                client_roll: Arc::new(ClientRoll::new(options.edge_device.clone())),
                 edge_device: options.edge_device,
                 clients_max: options.clients_max,
                 module_pump: options.module_pump,
@@ -213,6 +218,11 @@ impl Hub {
         let changed = inner.authenticator.changed();
         inner.delivery.spawn(credentials::watch(Arc::downgrade(inner), inner.expiries.clone(), changed));
         hub
+    }
+
+    /// Which clients are connected, as the hub's reported properties show it.
+    pub fn client_roll(&self) -> &Arc<ClientRoll> {
+        &self.inner.client_roll
     }
 
     /// The state of the way up; none without an upstream.
@@ -388,6 +398,7 @@ impl Hub {
             let connected = Connected { connection, since, mailbox, proved, take_overs };
             (inner.clients.insert(identity.clone(), connected), too_many)
         };
+        inner.client_roll.connected(&identity, connection, OffsetDateTime::now_utc());
         inner.expects(&proved);
         if let Some(old) = replaced {
             tracing::info!(client = %identity, "A newer connection takes over");
@@ -418,6 +429,7 @@ impl Hub {
         let inner = &self.inner;
         inner.clients_open.fetch_sub(1, Ordering::Relaxed);
         inner.clients.remove_if(identity, |_, connected| connected.connection == connection);
+        inner.client_roll.disconnected(identity, connection, OffsetDateTime::now_utc());
         inner.presence.leave(identity, connection);
         inner.control.ended(identity, connection);
         counter!("edgehub_client_disconnect_total", "id" => identity.to_string()).increment(1);

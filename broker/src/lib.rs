@@ -10,6 +10,7 @@
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
 //! | [`dispatch`] | acceptance: size-check, decide, append, acknowledge |
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
+//! | [`configuration`] | the hub's own configuration: where it comes from, what is reported of it |
 //! | [`method`] | direct method calls that wait for their answer |
 //! | [`twin`] | twins: documents, patches, what of them is stored |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
@@ -23,6 +24,7 @@
 
 pub mod amqp;
 pub mod backend;
+pub mod configuration;
 pub mod delivery;
 pub mod dial;
 pub mod dispatch;

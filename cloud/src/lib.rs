@@ -15,8 +15,12 @@ pub mod twin;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
+use edgehub_broker::head::amqp::{self, AmqpLimits};
+use edgehub_broker::head::mqtt::Peer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 pub use backend::{CloudBackend, CloudClient};
@@ -114,6 +118,22 @@ impl Cloud {
     /// Who serves the clients of the protocol heads.
     pub fn backend(&self) -> &CloudBackend {
         &self.backend
+    }
+
+    /// Serves one AMQP connection to its end, of a device or hub, or of a service. `stop` resolves when the process stops.
+    pub async fn serve_amqp<S>(&self, stream: S, peer: Peer, stop: impl Future<Output = ()> + Send)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut stop = pin!(stop);
+        let (backend, limits) = (self.backend.clone(), AmqpLimits::default());
+        let is_service = service::amqp::is_service_token;
+        let handed_over =
+            amqp::serve_or_hand_over(stream, backend, limits, peer, is_service, stop.as_mut()).await;
+        if let Some(connection) = handed_over {
+            let registry = self.state.registry.clone();
+            service::amqp::serve(connection, registry, self.backend.clone(), stop).await;
+        }
     }
 
     /// Serves HTTPS (scope calls, service calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.

@@ -90,6 +90,9 @@ pub struct CloudOptions {
     /// Address of the HTTPS endpoint
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:443")]
     pub https_listen: SocketAddr,
+    /// Address of an MQTT endpoint for devices that connect to the cloud directly; none without it
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub mqtt_listen: Option<SocketAddr>,
     /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
@@ -101,6 +104,64 @@ pub enum CloudCommand {
     /// Manages identities
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// Prints the connection string of services, or of an identity; the key of services is made when there is none
+    ConnectionString(ConnectionStringOptions),
+    /// Reads and changes twins, also beside a running stand-in
+    #[command(subcommand)]
+    Twin(TwinCommand),
+}
+
+/// Options of `edgehub cloud connection-string`.
+#[derive(Args, Debug)]
+pub struct ConnectionStringOptions {
+    /// Folder of the identity registry
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Name of the cloud hub, as `edgehub cloud --host-name` gets it
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub host_name: String,
+    /// The device; without one the string is that of services
+    #[arg(long, value_name = "ID")]
+    pub device_id: Option<String>,
+    /// The module on the device
+    #[arg(long, value_name = "ID", requires = "device_id")]
+    pub module_id: Option<String>,
+}
+
+/// Subcommands of `edgehub cloud twin`.
+#[derive(Debug, Subcommand)]
+pub enum TwinCommand {
+    /// Prints a twin
+    Get(TwinOptions),
+    /// Merges a document into tags and desired properties: {"tags":{..},"properties":{"desired":{..}}}; null deletes
+    Patch(ChangeTwinOptions),
+    /// Replaces the tags and the desired properties that a document names
+    Replace(ChangeTwinOptions),
+}
+
+/// Which twin.
+#[derive(Args, Debug)]
+pub struct TwinOptions {
+    /// Folder of the identity registry
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The device
+    #[arg(long, value_name = "ID")]
+    pub device_id: String,
+    /// The module on the device, such as $edgeHub
+    #[arg(long, value_name = "ID")]
+    pub module_id: Option<String>,
+}
+
+/// Options of `edgehub cloud twin patch` and `replace`.
+#[derive(Args, Debug)]
+pub struct ChangeTwinOptions {
+    /// Which twin.
+    #[command(flatten)]
+    pub twin: TwinOptions,
+    /// File with the document; `-` reads the standard input
+    #[arg(value_name = "FILE")]
+    pub document: PathBuf,
 }
 
 /// Subcommands of `edgehub cloud identity`.

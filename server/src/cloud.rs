@@ -1,4 +1,6 @@
-//! Owns the course of `edgehub cloud`: the stand-in for the cloud hub, and its identities.
+//! Owns the course of `edgehub cloud`: the stand-in for the cloud hub, its identities and twins.
+
+mod twin;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -6,8 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_broker::head::amqp::{self, AmqpLimits};
-use edgehub_broker::head::mqtt::Peer;
+use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::identity::{Authentication, HUB_MODULE_ID, Identity};
 use edgehub_cloud::{Cloud, CloudOptions as OpenOptions, NewDevice, Registry};
 use tokio::net::TcpListener;
@@ -15,7 +16,9 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::certificate::{ServerCertificate, server_config};
-use crate::cli::{CloudCommand, CloudOptions, CreateIdentityOptions, IdentityCommand};
+use crate::cli::{
+    CloudCommand, CloudOptions, ConnectionStringOptions, CreateIdentityOptions, IdentityCommand,
+};
 use crate::exit::Failure;
 use crate::listen::{ConnectionGate, ConnectionThreads, TlsGate, bind};
 use crate::log;
@@ -24,6 +27,7 @@ use crate::settings::{CertificateFiles, ListenAddress, LogFormat, LogLevel, TlsS
 
 const REGISTRY_FILE: &str = "registry.json";
 const TELEMETRY_FILE: &str = "telemetry.ndjson";
+const TWINS_FOLDER: &str = "twins";
 
 /// Connections not yet accepted.
 const BACKLOG: u32 = 128;
@@ -43,6 +47,14 @@ pub fn execute(options: &CloudOptions) -> Result<(), Failure> {
         None => serve(options),
         Some(CloudCommand::Identity(IdentityCommand::Create(options))) => {
             println!("{}", create_identity(options)?);
+            Ok(())
+        }
+        Some(CloudCommand::ConnectionString(options)) => {
+            println!("{}", connection_string(options)?);
+            Ok(())
+        }
+        Some(CloudCommand::Twin(command)) => {
+            println!("{}", twin::execute(command)?);
             Ok(())
         }
     }
@@ -78,6 +90,29 @@ pub fn create_identity(options: &CreateIdentityOptions) -> Result<String, Failur
         }
     };
     registry.connection_string(&identity).map_err(failed)
+}
+
+/// The connection string of services, or of an identity.
+fn connection_string(options: &ConnectionStringOptions) -> Result<String, Failure> {
+    let failed = |error: edgehub_cloud::RegistryError| Failure::Cloud(error.to_string());
+    make_folder(&options.data_dir)?;
+    let registry =
+        Registry::open(options.data_dir.join(REGISTRY_FILE), &options.host_name).map_err(failed)?;
+    match &options.device_id {
+        None => registry.service_connection_string().map_err(failed),
+        Some(device) => {
+            let identity = named(device, options.module_id.as_deref())?;
+            registry.connection_string(&identity).map_err(failed)
+        }
+    }
+}
+
+fn named(device: &str, module: Option<&str>) -> Result<Identity, Failure> {
+    let identity = match module {
+        None => Identity::device(device),
+        Some(module) => Identity::module(device, module),
+    };
+    identity.map_err(|error| Failure::Cloud(error.to_string()))
 }
 
 /// How the device proves itself, unless it does so by keys.
@@ -119,7 +154,10 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
         data_dir.join(TELEMETRY_FILE),
         options.host_name.clone(),
     );
+    let open = OpenOptions { twins_path: data_dir.join(TWINS_FOLDER), ..open };
     let cloud = Cloud::open(&open).map_err(|error| Failure::Cloud(error.to_string()))?;
+    // So that services find their key.
+    cloud.registry().service_connection_string().map_err(|error| Failure::Cloud(error.to_string()))?;
     let tls_settings = TlsSettings {
         versions: TlsVersions { tls12: true, tls13: true },
         client_certificates: false,
@@ -129,6 +167,10 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
     let tls = server_config(Arc::new(ServerCertificate::load(&files)?), &tls_settings)?;
     let amqp_listener = bind("cloud amqp", listen_address(options.amqp_listen), BACKLOG)?;
     let https_listener = bind("cloud https", listen_address(options.https_listen), BACKLOG)?;
+    let mqtt_listener = options
+        .mqtt_listen
+        .map(|address| bind("cloud mqtt", listen_address(address), BACKLOG))
+        .transpose()?;
     let threads = ConnectionThreads::start(NonZeroUsize::MIN)?;
     info!(
         host_name = options.host_name,
@@ -138,24 +180,34 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
 
     let control = control_plane()?;
     let (stop, mut stopped) = watch::channel(false);
-    let backend = cloud.backend().clone();
+    let connections = ConnectionGate::new(CONNECTIONS_MAX);
     let gate =
         TlsGate::new(tls.clone(), 1, tls_settings.handshake_timeout, tls_settings.handshakes_waiting_max);
+    let gate = Arc::new(gate);
     let stopping = threads.stopping();
-    threads.serve_tls(
-        amqp_listener,
-        &ConnectionGate::new(CONNECTIONS_MAX),
-        Arc::new(gate),
-        move |stream, address, accepted_at| {
-            let peer =
-                Peer { address: Some(address), certificates: Vec::new(), accepted_at: accepted_at.into() };
-            let mut stopping = stopping.clone();
-            let shutdown = async move {
+    let serving = cloud.clone();
+    threads.serve_tls(amqp_listener, &connections, gate.clone(), move |stream, address, accepted_at| {
+        let peer = peer(address, accepted_at.into());
+        let (cloud, mut stopping) = (serving.clone(), stopping.clone());
+        let stop = async move {
+            stopping.wait().await;
+        };
+        async move { cloud.serve_amqp(stream, peer, stop).await }
+    })?;
+    if let Some(listener) = mqtt_listener {
+        info!(mqtt = %listener.address(), "Devices may connect directly");
+        let (backend, stopping) = (cloud.backend().clone(), threads.stopping());
+        threads.serve_tls(listener, &connections, gate, move |stream, address, accepted_at| {
+            let peer = peer(address, accepted_at.into());
+            let (backend, mut stopping) = (backend.clone(), stopping.clone());
+            let stop = async move {
                 stopping.wait().await;
             };
-            amqp::serve(stream, backend.clone(), AmqpLimits::default(), peer, shutdown)
-        },
-    )?;
+            async move {
+                let _ = mqtt::serve(stream, backend, MqttLimits::default(), peer, stop).await;
+            }
+        })?;
+    }
     let ended = control.block_on(async {
         let listener = TcpListener::from_std(https_listener.into_socket())
             .map_err(|source| Failure::System { what: "the HTTPS endpoint cannot be served", source })?;
@@ -172,6 +224,10 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
     threads.stop(Duration::from_secs(STOP_SECS));
     info!("Shutdown complete.");
     ended
+}
+
+fn peer(address: SocketAddr, accepted_at: tokio::time::Instant) -> Peer {
+    Peer { address: Some(address), certificates: Vec::new(), accepted_at }
 }
 
 fn listen_address(address: SocketAddr) -> ListenAddress {

@@ -1,30 +1,35 @@
 //! Owns the assembly of a running hub out of settings: store, identities, upstream, routes, heads.
 
+mod configuration;
 mod heads;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgehub_broker::configuration::{Configuration, ConfigurationState};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, SymmetricKey, TokenSource,
+    ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
+    ScopeClientOptions, ScopeRefresher, SymmetricKey, TokenSource,
 };
-use edgehub_broker::upstream::UpstreamOptions;
-use edgehub_routing::HubConfig;
+use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::certificate::{load_certificates, upstream_config};
 use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
+use crate::pages::Pages;
 use crate::run::Prepared;
 use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
 use crate::stop;
+
+pub use configuration::Source;
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -36,13 +41,16 @@ const UPSTREAM_STOP_SECS: u64 = 5;
 pub struct RunningHub {
     hub: Hub,
     store: Store,
+    configuration: Configuration,
+    authenticator: Arc<dyn Authenticator>,
     threads: ConnectionThreads,
     delivery: Runtime,
     stop_timeout: Duration,
 }
 
 impl RunningHub {
-    /// Builds the hub and opens its ports, last of all. `control` runs what may be slow.
+    /// Builds the hub, its ports still closed; what it knows from its last run is in force. `control` runs what may
+    /// be slow.
     ///
     /// # Errors
     /// The first part that cannot be built; nothing listens then.
@@ -113,20 +121,48 @@ impl RunningHub {
                 lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
-            control: ControlOptions::default(),
+            control: ControlOptions {
+                reported_pause: settings.configuration.report_pause,
+                twin_sync_period_min: settings.configuration.twin_sync_period_min,
+                ..ControlOptions::default()
+            },
             overflow: settings.store.overflow,
             limits: limits(settings),
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
         control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
+        if let Some(upstream) = hub.upstream() {
+            control.spawn(refresh_on_contact(refresher.clone(), upstream));
+        }
+        let by_method = refresher.clone();
+        hub.serve_method(REFRESH_METHOD, move |payload| {
+            let refresher = by_method.clone();
+            async move { refresher.refresh_by_method(&payload).await }
+        });
         let authenticator: Arc<dyn Authenticator> = refresher.clone();
         control.spawn(async move { refresher.run().await });
-        apply(&hub, &prepared.configuration, settings.routing.strict)?;
-
+        let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
         let threads = ConnectionThreads::start(settings.listen.threads)?;
-        let running = Self { hub, store, threads, delivery, stop_timeout: settings.listen.stop_timeout };
-        heads::open(&running.hub, &running.threads, prepared, authenticator)?;
-        Ok(running)
+        let stop_timeout = settings.listen.stop_timeout;
+        Ok(Self { hub, store, configuration, authenticator, threads, delivery, stop_timeout })
+    }
+
+    /// Returns as soon as a configuration is in force; the pages say what it waits for.
+    pub async fn configured(&self, pages: &Pages) {
+        configuration::wait(self.configuration.state(), self.hub.upstream(), pages).await;
+    }
+
+    /// Opens the ports, to be called when a configuration is in force.
+    ///
+    /// # Errors
+    /// The first port that cannot be had.
+    pub fn open_heads(&self, prepared: &Prepared) -> Result<(), Failure> {
+        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone())
+    }
+
+    /// How it stands with the configuration, for the pages.
+    pub fn configuration(&self) -> watch::Receiver<ConfigurationState> {
+        self.configuration.state()
     }
 
     /// The hub itself, for the pages.
@@ -141,6 +177,7 @@ impl RunningHub {
 
     /// Closes the connections, the upstream and the store, in this order. Blocks.
     pub fn stop(self, control: &Handle) {
+        drop(self.configuration);
         control.block_on(self.hub.stop(Duration::from_secs(UPSTREAM_STOP_SECS)));
         self.threads.stop(self.stop_timeout);
         self.delivery.shutdown_timeout(Duration::from_secs(UPSTREAM_STOP_SECS));
@@ -184,22 +221,6 @@ fn limits(settings: &Settings) -> StoreLimits {
     }
 }
 
-fn apply(hub: &Hub, config: &HubConfig, strict: bool) -> Result<(), Failure> {
-    let checked = if strict { config.clone().with_lints_as_errors() } else { config.clone() };
-    let applied = hub.apply(&checked).map_err(|error| Failure::Configuration(error.to_string()))?;
-    info!(routes = applied.routes.join(", "), "Routes in force");
-    if let Some(bytes) = hub.status().space.max_bytes {
-        info!(bytes, "The store is limited");
-    }
-    for error in &applied.malformed {
-        error!("{error}; the other routes run");
-    }
-    for error in &applied.rejected {
-        error!("{error}; the other routes run");
-    }
-    Ok(())
-}
-
 fn identity(device: &str, module: Option<&str>) -> Result<Identity, Failure> {
     match module {
         None => Identity::device(device),
@@ -222,6 +243,7 @@ fn refresher(
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
+    client.nested = settings.scope.nested;
     client.proxy = settings.upstream.proxy.clone();
     let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
     let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
@@ -260,6 +282,20 @@ async fn restore_scope(scope: &ScopeCache, state: &KeyedState) -> usize {
         Err(error) => {
             warn!(%error, "The stored identities cannot be read; the upstream is asked for them");
             0
+        }
+    }
+}
+
+/// Asks for everything whenever the upstream comes back: much can have changed meanwhile.
+async fn refresh_on_contact(
+    refresher: Arc<ScopeRefresher<ScopeClient>>,
+    mut upstream: watch::Receiver<UpstreamStatus>,
+) {
+    let up = |status: &UpstreamStatus| matches!(status.state, UpstreamState::Up | UpstreamState::Throttled);
+    while upstream.wait_for(up).await.is_ok() {
+        refresher.want_full();
+        if upstream.wait_for(|status| !up(status)).await.is_err() {
+            return;
         }
     }
 }

@@ -129,7 +129,7 @@ impl Methods {
     }
 
     pub(super) fn serve_own(&self, name: &str, method: OwnMethod) {
-        self.own_methods.write().insert(name.into(), method);
+        self.own_methods.write().insert(name.to_ascii_lowercase().into(), method);
     }
 
     /// Calls a method, and counts it.
@@ -215,8 +215,8 @@ impl Methods {
         payload: Bytes,
         response_timeout: Duration,
     ) -> Result<MethodAnswer, InvokeError> {
-        let Some(method) = self.own_methods.read().get(name).cloned() else {
-            return Ok(answer(501, "the hub has no such method"));
+        let Some(method) = self.own_methods.read().get(&*name.to_ascii_lowercase()).cloned() else {
+            return Ok(answer(404, "the hub has no such method"));
         };
         let answered = tokio::time::timeout(response_timeout, method(payload)).await;
         answered.map_err(|_| InvokeError::TimedOut(self.own.clone()))

@@ -47,8 +47,8 @@ impl Hub {
         self.inner.control.twins.request_own(TwinOperation::PatchReported(text(patch))).await.map(drop)
     }
 
-    /// Serves a method of the hub itself from now on; a method of the same name is replaced. Others are answered with
-    /// status 501.
+    /// Serves a method of the hub itself from now on; a method of the same name is replaced. The case of names does not
+    /// matter. Others are answered with status 404.
     pub fn serve_method<F, A>(&self, name: &str, method: F)
     where
         F: Fn(Bytes) -> A + Send + Sync + 'static,

@@ -42,6 +42,9 @@ pub fn unix_now_secs() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// A clock: seconds since 1970-01-01 UTC.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
 /// Why a token is refused. Holds nothing of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -361,6 +364,7 @@ pub enum SignError {
 pub struct TokenSource {
     audience: String,
     signer: Arc<dyn Signer>,
+    clock: Clock,
     cached: Mutex<Option<OwnToken>>,
 }
 
@@ -372,7 +376,19 @@ struct OwnToken {
 impl TokenSource {
     /// A source of tokens for an identity (the hub's: `{edge}/$edgeHub`) at a cloud hub.
     pub fn new(hub_host: &str, identity: &Identity, signer: Arc<dyn Signer>) -> Self {
-        Self { audience: own_audience(hub_host, identity), signer, cached: Mutex::new(None) }
+        let audience = own_audience(hub_host, identity);
+        Self { audience, signer, clock: Arc::new(unix_now_secs), cached: Mutex::new(None) }
+    }
+
+    /// Takes the time from another clock than the system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The time by which tokens are made, in seconds since 1970.
+    pub fn now_secs(&self) -> i64 {
+        (self.clock)()
     }
 
     /// A token with at least half of its life left; older ones only while the signer fails, never expired ones.
@@ -380,7 +396,7 @@ impl TokenSource {
     /// # Errors
     /// When the signer fails or does not answer, and no valid token is left.
     pub async fn token(&self) -> Result<Arc<str>, SignError> {
-        self.token_at(unix_now_secs()).await
+        self.token_at(self.now_secs()).await
     }
 
     /// Forgets the token, because the upstream refused it.

@@ -14,7 +14,9 @@ use crate::amqp::{
 use crate::backend::{self, MethodAnswer};
 use crate::head::amqp::convert::message;
 use crate::identity::Identity;
-use crate::message::{Message, Properties, PropertyKind, PropertyName, Sender, SystemProperty, Value as Held};
+use crate::message::{
+    Message, Properties, PropertyKind, PropertyName, Sender, SystemProperty, Value as Held,
+};
 
 /// The one interface id that is passed on: security messages.
 const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";

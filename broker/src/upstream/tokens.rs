@@ -18,7 +18,7 @@ use crate::amqp::{
     AttachOptions, CbsResponse, Connection, Error, LinkId, MessageId, PutToken, Role, SendError, SendOptions,
     SenderSettle, SessionId, Terminus,
 };
-use crate::identity::{Identity, OWN_TOKEN_LIFE_SECS, SasToken, SignError, escaped, unix_now_secs};
+use crate::identity::{Identity, OWN_TOKEN_LIFE_SECS, SasToken, SignError, escaped};
 
 /// Tokens without an answer and senders whose links are being made, together: after an outage all senders come
 /// back at once, and an upstream that has to look each of them up must not run into our time-out.
@@ -186,7 +186,7 @@ impl Tokens {
                 self.starved_since.get_or_insert_with(Instant::now);
                 return Ok(());
             }
-            let now_secs = unix_now_secs();
+            let now_secs = options.tokens.now_secs();
             let expires_at_secs =
                 SasToken::parse(&token, now_secs).map_or(now_secs, |token| token.expires_at_secs());
             let id = self.next_id;

@@ -5,13 +5,14 @@ use edgehub_broker::identity::{SasToken, TokenError, unix_now_secs};
 use super::fault::Fault;
 use crate::registry::{Registry, SERVICE_POLICY};
 
-/// Checks a token of the policy: `SharedAccessSignature sr=<host>&sig=..&se=..&skn=iothubowner`.
-pub(crate) fn authorize(registry: &Registry, token: Option<&str>) -> Result<(), Fault> {
+/// Checks a token of the policy: `SharedAccessSignature sr=<host>&sig=..&se=..&skn=iothubowner`. Gives its expiry in
+/// seconds since 1970, without tolerance.
+pub(crate) fn authorize(registry: &Registry, token: Option<&str>) -> Result<i64, Fault> {
     let Some(token) = token else { return Err(Fault::unauthorized("the header Authorization is missing")) };
     let token = ServiceToken::parse(token)?;
     let judged = token.check(registry);
     if judged.is_ok() {
-        return Ok(());
+        return judged;
     }
     // The command line may have made the key since.
     match registry.reload() {
@@ -25,7 +26,7 @@ pub(crate) fn authorize(registry: &Registry, token: Option<&str>) -> Result<(), 
 }
 
 /// A token that names the policy, and is not expired.
-pub(crate) struct ServiceToken(SasToken);
+struct ServiceToken(SasToken);
 
 impl ServiceToken {
     fn parse(text: &str) -> Result<Self, Fault> {
@@ -40,9 +41,10 @@ impl ServiceToken {
         }
     }
 
-    fn check(&self, registry: &Registry) -> Result<(), Fault> {
+    fn check(&self, registry: &Registry) -> Result<i64, Fault> {
         self.0.check_service_audience(registry.hosts()).map_err(refused)?;
-        self.0.check_signature(registry.service_key().as_ref()).map_err(refused)
+        self.0.check_signature(registry.service_key().as_ref()).map_err(refused)?;
+        Ok(self.0.expires_at_secs())
     }
 }
 

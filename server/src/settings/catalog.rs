@@ -73,7 +73,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 }
 
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
-const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
@@ -136,10 +135,10 @@ const KNOWN: &[KnownSetting] = &[
     // Authentication and scope
     mapped(
         "AuthenticationMode",
-        "clients are authenticated in the scope of this device (Scope), whatever it says",
+        "clients are authenticated in the scope of this device (Scope), whatever it says; those outside are refused",
     ),
     used("TrackDeviceState"),
-    ignored("NestedEdgeEnabled", "the nested calls are always used"),
+    used("NestedEdgeEnabled"),
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
@@ -164,7 +163,7 @@ const KNOWN: &[KnownSetting] = &[
     // Store
     used("usePersistentStorage"),
     ignored("storeAndForwardEnabled", "messages are always stored before they are acknowledged"),
-    ignored("storeAndForward:timeToLiveSecs", "the manifest says it"),
+    ignored("storeAndForward:timeToLiveSecs", "the configuration says it"),
     used("StorageFolder"),
     ignored("EnableNonPersistentStorageBackup", NO_BACKUP),
     ignored("BackupFolder", NO_BACKUP),
@@ -177,11 +176,11 @@ const KNOWN: &[KnownSetting] = &[
     ignored("MessageCleanupIntervalSecs", "settled messages give their space back at once"),
     ignored("EncryptTwinStore", NO_WORKLOAD),
     // Twins and configuration
-    mapped("configSource", "the configuration is the file given by --manifest"),
-    ignored("routes:*", "routes come from --manifest"),
-    ignored("ConfigRefreshFrequencySecs", NO_TWINS),
-    ignored("MinTwinSyncPeriodSecs", NO_TWINS),
-    ignored("ReportedPropertiesSyncFrequencySecs", NO_TWINS),
+    used("configSource"),
+    ignored("routes:*", "routes come from the twin or from --manifest"),
+    used("ConfigRefreshFrequencySecs"),
+    used("MinTwinSyncPeriodSecs"),
+    used("ReportedPropertiesSyncFrequencySecs"),
     ignored("TwinManagerVersion", "there is one implementation"),
     // Diagnostics
     used("RuntimeLogLevel"),

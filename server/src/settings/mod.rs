@@ -75,6 +75,8 @@ pub struct Settings {
     pub delivery: DeliverySettings,
     /// Routes.
     pub routing: RoutingSettings,
+    /// The hub's own configuration.
+    pub configuration: ConfigurationSettings,
     /// Authentication of clients.
     pub scope: ScopeSettings,
     /// The metrics page.
@@ -215,9 +217,54 @@ pub struct RoutingSettings {
     pub strict: bool,
 }
 
+/// Where the hub's own configuration comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// The twin of `$edgeHub`.
+    Twin,
+    /// The manifest of `--manifest`.
+    File,
+}
+
+impl ConfigSource {
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "twin" => Some(Self::Twin),
+            "file" => Some(Self::File),
+            _ => None,
+        }
+    }
+}
+
+/// The hub's own configuration, and twins.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigurationSettings {
+    /// Where it comes from; not given: the manifest if there is one, else the twin.
+    pub source: Option<ConfigSource>,
+    /// Between two reads of the whole twin.
+    pub refresh_period: Duration,
+    /// Least time between two updates of an identity's reported properties.
+    pub report_pause: Duration,
+    /// Least time between two reads of a client's twin after the upstream came back.
+    pub twin_sync_period_min: Duration,
+}
+
+impl ConfigurationSettings {
+    fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
+        Ok(Self {
+            source: values.optional("configSource", "twin or file", ConfigSource::parse)?,
+            refresh_period: values.seconds("ConfigRefreshFrequencySecs", 1)?,
+            report_pause: values.seconds("ReportedPropertiesSyncFrequencySecs", 1)?,
+            twin_sync_period_min: values.seconds("MinTwinSyncPeriodSecs", 0)?,
+        })
+    }
+}
+
 /// Authentication of clients.
 #[derive(Clone, Debug)]
 pub struct ScopeSettings {
+    /// Ask by the nested calls (`NestedEdgeEnabled`).
+    pub nested: bool,
     /// Time between two full refreshes.
     pub refresh_interval: Duration,
     /// Least pause between refreshes of one identity.
@@ -293,6 +340,7 @@ impl Settings {
                     .integer("delivery:lower_priority_share_percent", 0..=LOWER_SHARE_PERCENT_MAX)?,
             },
             routing: RoutingSettings { strict: values.flag("routing:strict")? },
+            configuration: ConfigurationSettings::read(values)?,
             scope: ScopeSettings::read(values)?,
             metrics: MetricsSettings {
                 enabled: values.flag("metrics:listener:MetricsEnabled")?,
@@ -415,6 +463,7 @@ fn hub_folder(values: &Values<'_>) -> PathBuf {
 impl ScopeSettings {
     fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
         Ok(Self {
+            nested: values.flag("NestedEdgeEnabled")?,
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
             tracks_senders: values.flag("TrackDeviceState")?,

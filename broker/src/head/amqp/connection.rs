@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep_until};
 
+use super::handover::{self, HandedOver, IsForeign};
 use super::identity::{Connected, accept};
 use super::limits::AmqpLimits;
 use super::logins::{Ended, Logins};
@@ -35,6 +36,38 @@ pub async fn serve<S, B>(
     peer: Peer,
     shutdown: impl Future<Output = ()> + Send,
 ) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    let _ = serve_unless_foreign(stream, backend, limits, peer, None, shutdown).await;
+}
+
+/// Serves one connection to its end, unless a token is put on it before anybody has logged in that is not for the head:
+/// then the connection is the caller's. `shutdown` resolves when the process stops.
+pub async fn serve_or_hand_over<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: IsForeign,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    serve_unless_foreign(stream, backend, limits, peer, Some(is_foreign), shutdown).await
+}
+
+async fn serve_unless_foreign<S, B>(
+    stream: S,
+    backend: B,
+    limits: AmqpLimits,
+    peer: Peer,
+    is_foreign: Option<IsForeign>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Option<HandedOver<S>>
+where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     B: Backend,
 {
@@ -65,11 +98,18 @@ pub async fn serve<S, B>(
         held: HeldLinks::default(),
         outcomes: Outcomes::default(),
         telemetry: Telemetry::new(),
+        is_foreign,
+        foreign: None,
     };
     let reason = head.run(pin!(shutdown)).await;
+    if let Some(request) = head.foreign {
+        let answer_links = head.tokens.into_receivers();
+        return Some(HandedOver { driver: head.driver, request, answer_links });
+    }
     tracing::debug!(?address, reason, "AMQP connection ended");
     // Whatever the peer has not read by then is lost to it; it will ask again on its next connection.
     let _ = head.driver.shutdown().await;
+    None
 }
 
 /// The state of one connection.
@@ -97,6 +137,10 @@ pub(super) struct Head<S, B: Backend> {
     held: HeldLinks,
     outcomes: Outcomes,
     telemetry: Telemetry<B>,
+    /// Which tokens the head is not for; none if it is for all.
+    is_foreign: Option<IsForeign>,
+    /// A request with such a token: the connection is to be handed over.
+    foreign: Option<Delivery>,
 }
 
 /// What a turn waits for.
@@ -183,6 +227,12 @@ where
     async fn handle_events(&mut self) -> Option<String> {
         let mut ended = None;
         while let Some(event) = self.driver.connection().poll_event() {
+            if let Event::Delivery(delivery) = &event
+                && self.takes_over(delivery)
+            {
+                self.foreign = Some(delivery.clone());
+                return Some("handed over".into());
+            }
             match event {
                 Event::SaslPlain { user, password } => self.sasl_plain(&user, &password),
                 Event::AttachRequested(request) => self.attach_requested(request),
@@ -230,6 +280,16 @@ where
 
     async fn publish(&mut self) {
         self.telemetry.publish(self.driver.connection(), &self.backend, &mut self.identities).await;
+    }
+
+    /// Whether a delivery shows that the connection is for somebody else.
+    fn takes_over(&self, delivery: &Delivery) -> bool {
+        self.is_foreign.is_some_and(|is_foreign| {
+            matches!(self.links.get(delivery.link), Some(Purpose::Tokens))
+                && self.identities.is_empty()
+                && self.logins.len() == 0
+                && handover::is_foreign(delivery, is_foreign)
+        })
     }
 
     // ---- links --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ mod clients;
 mod connection;
 pub(crate) mod convert;
 mod deliveries;
+mod handover;
 mod identity;
 mod limits;
 mod logins;
@@ -22,5 +23,6 @@ mod tokens;
 mod turn;
 mod twin;
 
-pub use connection::serve;
+pub use connection::{serve, serve_or_hand_over};
+pub use handover::{HandedOver, IsForeign};
 pub use limits::AmqpLimits;

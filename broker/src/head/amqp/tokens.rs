@@ -61,6 +61,11 @@ impl Tokens {
         self.receivers.push(link);
     }
 
+    /// The links on which answers may go out.
+    pub(super) fn into_receivers(self) -> Vec<LinkId> {
+        self.receivers
+    }
+
     /// A link is gone.
     pub(super) fn link_gone(&mut self, link: LinkId) {
         self.receivers.retain(|receiver| *receiver != link);

@@ -34,6 +34,7 @@ def elsewhere(storage):
         "StorageFolder": storage,
         "EDGEHUB_LISTEN__METRICS_ADDRESS": address,
         "EDGEHUB_LISTEN__MQTT_ADDRESS": address,
+        "EDGEHUB_LISTEN__AMQP_ADDRESS": address,
     }
 
 

@@ -56,6 +56,19 @@ pub trait Backend: Clone + Send + Sync + 'static {
         mailbox: Mailbox,
     ) -> impl Future<Output = Result<Self::Client, LoginError>> + Send;
 
+    /// Checks newer credentials of a connected client. If they are good, they stand in the place of those that it proved
+    /// before, so that it is they that end its connection one day; while this takes, the older ones stand. The client
+    /// may be used, and dropped, meanwhile.
+    ///
+    /// # Errors
+    /// [`LoginError::Refused`] when they are bad: the head ends the client. [`LoginError::Unavailable`] when that cannot
+    /// be told: the older ones go on to stand.
+    fn reauthenticate(
+        &self,
+        client: &Self::Client,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<Self>;
+
     /// Makes a message of the client's; the head gives properties and body as they came.
     fn sender(&self, client: &Self::Client) -> Arc<crate::message::Sender>;
 

@@ -10,8 +10,11 @@
 //! | [`identity`] | who is who: identities, tokens, the scope cache |
 //! | [`dispatch`] | acceptance: size-check, decide, append, acknowledge |
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
+//! | [`configuration`] | the hub's own configuration: where it comes from, what is reported of it |
 //! | [`method`] | direct method calls that wait for their answer |
+//! | [`twin`] | twins: documents, patches, what of them is stored |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
+//! | [`dial`] | the way to a host: TCP or an HTTP proxy, TLS, WebSocket |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
 //! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
 //! | [`hub`] | the builder and the handle that an embedder holds |
@@ -21,12 +24,15 @@
 
 pub mod amqp;
 pub mod backend;
+pub mod configuration;
 pub mod delivery;
+pub mod dial;
 pub mod dispatch;
 pub mod head;
 pub mod hub;
 pub mod identity;
 pub mod message;
 pub mod method;
+pub mod twin;
 pub mod upstream;
 pub mod wake;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use edgehub_broker::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
 use edgehub_broker::delivery::ModulePumpOptions;
-use edgehub_broker::hub::{Hub, HubClient, HubOptions};
+use edgehub_broker::hub::{
+    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, Standing,
+};
 use edgehub_broker::identity::{
     Authentication, FullScope, Hosts, Identity, RefreshOptions, ScopeCache, ScopeError, ScopeRefresher,
     ScopeSource, ServiceIdentity, Status, SymmetricKey, TokenSource, unix_now_secs,
@@ -94,17 +96,22 @@ async fn site() -> Site {
     .with_clock(Arc::new(move || start_secs + start.elapsed().as_secs() as i64));
     let refresher = Arc::new(refresher);
     refresher.refresh_all().await.unwrap();
+    let hub = hub_with(refresher.clone());
+    Site { hub, refresher, records }
+}
+
+fn hub_with(authenticator: Arc<dyn Authenticator>) -> Hub {
     let options = HubOptions {
         edge_device: id("top"),
         clients_max: 100,
         module_pump: ModulePumpOptions::default(),
         upstream: None,
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };
     let store = Store::open(StoreOptions::memory()).unwrap();
-    let hub = Hub::start(options, store, refresher.clone(), tokio::runtime::Handle::current());
-    Site { hub, refresher, records }
+    Hub::start(options, store, authenticator, tokio::runtime::Handle::current())
 }
 
 impl Site {
@@ -248,4 +255,65 @@ async fn what_was_not_announced_is_found_within_five_minutes() {
     site.refresher.cache().update([disabled]).unwrap();
     assert_eq!(client.closed().await, CloseReason::Unauthorized);
     assert!((200..=301).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
+/// Tokens that say when they end, in seconds of a clock that starts at 0; others are bad.
+struct Spoken(Instant);
+
+impl Authenticator for Spoken {
+    fn authenticate<'a>(&'a self, login: &'a Login) -> Authenticating<'a> {
+        Box::pin(async move {
+            match self.standing(login) {
+                Standing::Holds { .. } => Ok(()),
+                Standing::Lost(reason) => Err(LoginError::Refused(reason)),
+            }
+        })
+    }
+
+    fn standing(&self, login: &Login) -> Standing {
+        let Credentials::SasToken(token) = &login.credentials else { return Standing::Lost("none".into()) };
+        match token.parse() {
+            Ok(until_secs) if until_secs > self.now_secs() => {
+                Standing::Holds { until_secs: Some(until_secs) }
+            }
+            _ => Standing::Lost("ended".into()),
+        }
+    }
+
+    fn now_secs(&self) -> i64 {
+        self.0.elapsed().as_secs() as i64
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_token_takes_the_place_of_the_one_before() {
+    let start = Instant::now();
+    let hub = hub_with(Arc::new(Spoken(start)));
+    let login = |token: &str| Login {
+        identity: id("leaf1"),
+        credentials: Credentials::SasToken(token.into()),
+        auth_chain: None,
+        product_info: "".into(),
+        model_id: None,
+        protocol: Protocol::Amqp,
+        peer: None,
+    };
+    let (sender, mailbox) = mpsc::channel(64);
+    let mut client = Client { _client: hub.login(login("100"), sender).await.unwrap(), mailbox };
+    assert_eq!(hub.reauthenticate(&client._client, login("1000")).await, Ok(()));
+    // A bad one changes nothing here; the head ends the client.
+    let refused = hub.reauthenticate(&client._client, login("bad")).await;
+    assert!(matches!(refused, Err(LoginError::Refused(_))));
+    assert_eq!(client.closed().await, CloseReason::Unauthorized);
+    assert!((1_000..1_004).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+
+    // What was taken over has nothing to prove any more.
+    let (sender, mailbox) = mpsc::channel(64);
+    let mut old = Client { _client: hub.login(login("2000"), sender).await.unwrap(), mailbox };
+    let (sender, mailbox) = mpsc::channel(64);
+    let mut new = Client { _client: hub.login(login("3000"), sender).await.unwrap(), mailbox };
+    assert_eq!(old.closed().await, CloseReason::TakenOver);
+    assert_eq!(hub.reauthenticate(&old._client, login("9000")).await, Ok(()));
+    assert_eq!(new.closed().await, CloseReason::Unauthorized);
+    assert!((3_000..3_004).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
 }

@@ -185,3 +185,23 @@ async fn an_upstream_that_is_not_trusted_is_not_asked() {
     assert!(matches!(client.all().await, Err(ScopeError::Unreachable(..))));
     assert_eq!(upstream.requests(), 0);
 }
+
+#[tokio::test]
+async fn the_old_calls_ask_page_after_page_and_for_no_children() {
+    let upstream = Upstream::start(|number, body| {
+        assert_eq!(body, "");
+        match number {
+            0 => answer("200 OK", &page(&["edge1", "child"], "\"more\"")),
+            1 => answer("200 OK", &page(&["leaf1"], "null")),
+            _ => answer("404 no", ""),
+        }
+    })
+    .await;
+    let options = ScopeClientOptions { nested: false, ..upstream.client.options().clone() };
+    let client = ScopeClient::new(options);
+    let scope = client.all().await.unwrap();
+    let names: Vec<_> = scope.identities.iter().map(|entry| entry.identity.to_string()).collect();
+    assert_eq!((scope.complete, names), (true, vec!["edge1".into(), "child".into(), "leaf1".into()]));
+    assert_eq!(client.one(&Identity::device("gone").unwrap(), "edge1").await, Ok(Vec::new()));
+    assert_eq!(upstream.requests(), 3);
+}

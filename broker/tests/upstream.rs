@@ -5,203 +5,22 @@
 
 mod recording;
 mod upstream_peers;
+mod upstream_site;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use edgehub_broker::amqp::{Condition, Error, Outcome};
-use edgehub_broker::backend::{Backend, Credentials, Login, LoginError, Protocol, PublishError};
-use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
-use edgehub_broker::identity::{
-    Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
-};
-use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty, Value};
-use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
-use edgehub_routing::{HubConfig, OverflowPolicy};
-use edgehub_storage::clock::ManualTimeSource;
-use edgehub_storage::{DeadLetterReason, ReadLimit, Store, StoreLimits, StoreOptions};
+use edgehub_broker::backend::{Credentials, LoginError, PublishError};
+use edgehub_broker::delivery::BackoffOptions;
+use edgehub_broker::message::{SystemProperty, Value};
+use edgehub_broker::upstream::UpstreamState;
+use edgehub_storage::DeadLetterReason;
 use recording::{DEADLINE, Recording, until};
 use serde_json::json;
-use tokio::sync::mpsc;
-use upstream_peers::{Foreign, SHORT, Scripted, Server, busy, silent, tls};
-
-const CLOUD_HOST: &str = "hub1.example.net";
-const QUEUE: &str = "iothub";
-
-struct Trusting;
-
-impl Authenticator for Trusting {
-    fn authenticate<'a>(&'a self, _: &'a Login) -> Authenticating<'a> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-struct Site {
-    hub: Hub,
-    scope: Arc<ScopeCache>,
-    time: Arc<ManualTimeSource>,
-}
-
-fn identity(text: &str) -> Identity {
-    Identity::parse(text).unwrap()
-}
-
-/// The record of an identity of edge device `edge1`.
-fn record(text: &str) -> ServiceIdentity {
-    let edge = !text.contains('/');
-    ServiceIdentity {
-        identity: identity(text),
-        authentication: Authentication::None,
-        status: Status::Enabled,
-        edge,
-        device_scope: edge.then(|| "scope1".into()),
-        parent_scopes: Vec::new(),
-        generation_id: "1".into(),
-    }
-}
-
-struct Knobs {
-    operation_timeout: Duration,
-    senders: usize,
-    lower_share_percent: u8,
-    backoff: BackoffOptions,
-}
-
-impl Default for Knobs {
-    fn default() -> Self {
-        Self {
-            operation_timeout: DEADLINE,
-            senders: 0,
-            lower_share_percent: 0,
-            backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
-        }
-    }
-}
-
-fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
-    let time = Arc::new(ManualTimeSource::new(1_800_000_000_000));
-    let store = Store::open(StoreOptions { time: time.clone(), ..StoreOptions::memory() }).unwrap();
-    let own = identity("edge1/$edgeHub");
-    let scope = ScopeCache::new(&identity("edge1"));
-    let mut known: Vec<ServiceIdentity> =
-        ["edge1", "edge1/m1", "edge1/m2", "edge1/slow"].into_iter().map(record).collect();
-    known.extend((0..knobs.senders).map(|number| record(&format!("edge1/n{number}"))));
-    scope.replace_all(known).unwrap();
-    let scope = Arc::new(scope);
-    let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
-    let upstream = UpstreamOptions {
-        host: "localhost".into(),
-        port,
-        hub_host: CLOUD_HOST.into(),
-        tokens: Arc::new(TokenSource::new(CLOUD_HOST, &own, Arc::new(key))),
-        identity: own,
-        tls,
-        scope: scope.clone(),
-        batch_max: 10,
-        operation_timeout: knobs.operation_timeout,
-        idle_timeout: Duration::from_secs(60),
-        backoff: knobs.backoff,
-        lower_share_percent: knobs.lower_share_percent,
-        gives_up_out_of_scope: true,
-        product_info: "test".into(),
-    };
-    let options = HubOptions {
-        edge_device: identity("edge1"),
-        clients_max: 10_000,
-        module_pump: ModulePumpOptions::default(),
-        upstream: Some(upstream),
-        overflow: OverflowPolicy::RejectNew,
-        limits: StoreLimits::default(),
-    };
-    let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
-    let site = Site { hub, scope, time };
-    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
-    site
-}
-
-impl Site {
-    fn apply(&self, routes: serde_json::Value) {
-        let config = HubConfig::parse(&json!({
-            "schemaVersion": "1.1",
-            "routes": routes,
-            "storeAndForwardConfiguration": { "timeToLiveSecs": 3600 }
-        }));
-        assert!(self.hub.apply(&config.unwrap()).unwrap().is_complete());
-    }
-
-    async fn connect(&self, sender: &str) -> HubClient {
-        let (mailbox, _) = mpsc::channel(64);
-        let login = Login {
-            identity: identity(sender),
-            credentials: Credentials::None,
-            auth_chain: None,
-            product_info: "".into(),
-            model_id: Some("dtmi:example:model;1".into()),
-            protocol: Protocol::Mqtt,
-            peer: None,
-        };
-        self.hub.login(login, mailbox).await.unwrap()
-    }
-
-    /// Publishes numbers on an output.
-    async fn publish(&self, client: &mut HubClient, output: &str, numbers: std::ops::Range<u32>) {
-        let sender = self.hub.sender(client);
-        let messages = numbers
-            .map(|number| {
-                let text = number.to_string();
-                let properties = Properties::copied_from([
-                    (PropertyName::System(SystemProperty::OutputName), output),
-                    (PropertyName::System(SystemProperty::MessageId), text.as_str()),
-                    (PropertyName::Application("level"), "hot"),
-                ]);
-                Message::new(sender.clone(), properties, Bytes::from(text.clone()))
-            })
-            .collect();
-        self.hub.publish(client, messages).await.unwrap().await.unwrap();
-    }
-
-    /// The account of a queue; nothing may be unexplained anywhere.
-    fn ledger(&self, queue: &str) -> LedgerStatus {
-        let status = self.hub.status();
-        assert!(status.queues.iter().all(|queue| queue.ledger.gap == 0));
-        let found = status.queues.into_iter().find(|status| status.queue == queue);
-        found.expect("the queue exists").ledger
-    }
-
-    fn upstream(&self) -> UpstreamStatus {
-        self.hub.status().upstream.unwrap()
-    }
-
-    /// Reason and attempts of the dead letters, when there are as many.
-    async fn dead_letters(&self, count: usize) -> Vec<(DeadLetterReason, u32)> {
-        let limit = ReadLimit { count: 1_000, bytes: 1 << 20 };
-        let mut letters = Vec::new();
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while letters.len() < count {
-            assert!(tokio::time::Instant::now() < deadline, "{letters:?}");
-            self.hub.store().flush().await.unwrap();
-            letters = self.hub.store().dead_letters().list(None, limit, None).await.unwrap();
-        }
-        letters.into_iter().map(|letter| (letter.reason, letter.attempts)).collect()
-    }
-
-    async fn delivered(&self, queue: &str, count: u64) {
-        until("delivered", || self.ledger(queue).delivered == count).await;
-        assert_eq!(self.ledger(queue).queued, 0);
-    }
-}
-
-/// Nothing is missing and nothing overtakes; what repeats was there before.
-fn assert_in_order(numbers: &[u32], count: u32) {
-    let mut next = 0;
-    for number in numbers {
-        assert!(*number <= next, "{number} came before {next} in {numbers:?}");
-        next = next.max(number + 1);
-    }
-    assert_eq!(next, count, "{numbers:?}");
-}
+use upstream_peers::foreign::Foreign;
+use upstream_peers::{SHORT, Scripted, Server, busy, silent, tls};
+use upstream_site::{Knobs, QUEUE, assert_in_order, identity, site};
 
 #[tokio::test]
 async fn messages_of_several_senders_go_up_in_batches_under_their_own_identities() {
@@ -358,7 +177,7 @@ async fn released_and_busy_transfers_come_again_and_answers_may_come_in_any_orde
         let site = site(server.port, client_tls, &Knobs::default());
         let mut m1 = site.connect("edge1/m1").await;
         site.publish(&mut m1, "out", 0..40).await;
-        until("it is tried again", || *peer.tokens_seen.lock() >= 4).await;
+        until("it is tried again", || peer.links_seen("m1") >= 3).await;
         assert_eq!(site.ledger(QUEUE).queued, 40);
         peer.manners.lock().outcome = |_| Outcome::Accepted;
         site.publish(&mut m1, "out", 40..80).await;

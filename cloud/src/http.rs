@@ -1,4 +1,4 @@
-//! The HTTPS server of the stand-in: sockets, limits, paths. What the scope calls mean is elsewhere.
+//! The HTTPS server of the stand-in: sockets, limits, paths. What scope calls and service calls mean is elsewhere.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,15 +24,17 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::backend::CloudBackend;
 use crate::registry::Registry;
 use crate::scope_api::{self, ScopeCall, ScopeRefusal};
+use crate::service::rest::{self, Call, Resource, Service};
 use crate::stall::StallGuard;
 use crate::telemetry::{TelemetryLog, TelemetryReader};
 
 /// Connections at a time; more wait in the listener's queue.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// Largest request body.
+/// Largest body of a scope call.
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 
 /// Largest request head.
@@ -63,6 +65,7 @@ type AnswerBody = UnsyncBoxBody<Bytes, std::io::Error>;
 #[derive(Debug)]
 pub(crate) struct HttpState {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) backend: CloudBackend,
     pub(crate) telemetry: TelemetryLog,
     pub(crate) telemetry_from_anywhere: bool,
 }
@@ -162,7 +165,57 @@ async fn route(state: &HttpState, request: Request<Incoming>, peer: SocketAddr) 
         }
         (_, [""]) => text(StatusCode::METHOD_NOT_ALLOWED, ""),
         (_, [name]) if name.eq_ignore_ascii_case("telemetry") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
-        _ => text(StatusCode::NOT_FOUND, ""),
+        _ => match Resource::of(&path) {
+            Some(resource) => service(state, resource, &path, request).await,
+            None => text(StatusCode::NOT_FOUND, ""),
+        },
+    }
+}
+
+async fn service(
+    state: &HttpState,
+    resource: Resource<'_>,
+    path: &[&str],
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let (head, body) = request.into_parts();
+    let body = match read(body, rest::BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err((status, reason)) => return failure(status, reason),
+    };
+    let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let call = Call {
+        method: &head.method,
+        path,
+        query: head.uri.query().unwrap_or_default(),
+        authorization: header(AUTHORIZATION),
+        if_match: header(IF_MATCH),
+        continuation: header(HeaderName::from_static("x-ms-continuation")),
+        page_size: header(HeaderName::from_static("x-ms-max-item-count")),
+    };
+    let service = Service { registry: &state.registry, backend: &state.backend };
+    let answer = rest::answer(service, resource, &call, &body).await;
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = with(status, JSON, full(answer.body));
+    for (name, value) in answer.headers {
+        // Names of identities can hold what no header can.
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// Reads a body, within a size and a time.
+async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, (StatusCode, &'static str)> {
+    let body = Limited::new(body, bytes_max).collect();
+    match timeout(Duration::from_secs(BODY_TIMEOUT_SECS), body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err((StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"))
+        }
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body did not come within 30 s")),
     }
 }
 
@@ -174,14 +227,9 @@ async fn scope(
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let authorization = request.headers().get(AUTHORIZATION).cloned();
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    let body = match timeout(Duration::from_secs(BODY_TIMEOUT_SECS), body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            return failure(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB");
-        }
-        Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "the body broke off"),
-        Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "the body did not come within 30 s"),
+    let body = match read(request.into_body(), BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err((status, reason)) => return failure(status, reason),
     };
     let authorization = authorization.as_ref().and_then(|value| value.to_str().ok());
     match scope_api::answer(&state.registry, call, device, module, authorization, &body) {

@@ -4,11 +4,14 @@
 //! cloud hub. The crate names no environment variable and opens no files but those in [`CloudOptions`].
 
 pub mod backend;
+pub mod cloud_to_device;
 mod http;
 pub mod registry;
 mod scope_api;
+mod service;
 mod stall;
 pub mod telemetry;
+pub mod twin;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -20,6 +23,7 @@ pub use backend::{CloudBackend, CloudClient};
 pub use http::{BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX};
 pub use registry::{NewDevice, Registry, RegistryError};
 pub use telemetry::{TelemetryError, TelemetryLog, TelemetryReader};
+pub use twin::{Twin, TwinStore};
 
 /// What the stand-in needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct CloudOptions {
     pub registry_path: PathBuf,
     /// The file of the telemetry; created when missing.
     pub telemetry_path: PathBuf,
+    /// The folder of the twins; created by the first change.
+    pub twins_path: PathBuf,
     /// The name that clients call the cloud hub by, and that their tokens are made for.
     pub host_name: String,
     /// Largest telemetry file; at the limit publishers are refused.
@@ -39,14 +45,16 @@ pub struct CloudOptions {
 }
 
 impl CloudOptions {
-    /// The usual limits: 16 GiB of telemetry, shown to this machine only, 10,000 clients.
+    /// Twins beside the registry, and the usual limits: 16 GiB of telemetry, shown to this machine only, 10,000 clients.
     pub fn new(
         registry_path: impl Into<PathBuf>,
         telemetry_path: impl Into<PathBuf>,
         host_name: impl Into<String>,
     ) -> Self {
+        let registry_path = registry_path.into();
         Self {
-            registry_path: registry_path.into(),
+            twins_path: registry_path.with_file_name("twins"),
+            registry_path,
             telemetry_path: telemetry_path.into(),
             host_name: host_name.into(),
             telemetry_bytes_max: 16 * 1_024 * 1_024 * 1_024,
@@ -82,9 +90,14 @@ impl Cloud {
     pub fn open(options: &CloudOptions) -> Result<Self, CloudError> {
         let registry = Arc::new(Registry::open(&options.registry_path, &options.host_name)?);
         let telemetry = TelemetryLog::open(&options.telemetry_path, options.telemetry_bytes_max)?;
-        let backend = CloudBackend::new(registry.clone(), telemetry.clone(), options.clients_max);
-        let state =
-            http::HttpState { registry, telemetry, telemetry_from_anywhere: options.telemetry_from_anywhere };
+        let twins = Arc::new(TwinStore::new(&options.twins_path));
+        let backend = CloudBackend::new(registry.clone(), telemetry.clone(), twins, options.clients_max);
+        let state = http::HttpState {
+            registry,
+            backend: backend.clone(),
+            telemetry,
+            telemetry_from_anywhere: options.telemetry_from_anywhere,
+        };
         Ok(Self { state: Arc::new(state), backend })
     }
 
@@ -103,13 +116,17 @@ impl Cloud {
         &self.backend
     }
 
-    /// Serves HTTPS (scope calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
+    /// Serves HTTPS (scope calls, service calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
+    /// Meanwhile clients are told of twins that another process changes.
     pub async fn serve_https(
         &self,
         listener: TcpListener,
         tls: Arc<rustls::ServerConfig>,
         stop: impl Future<Output = ()>,
     ) {
-        http::serve(self.state.clone(), listener, tls, stop).await;
+        tokio::select! {
+            () = http::serve(self.state.clone(), listener, tls, stop) => {}
+            () = self.backend.watch_twins() => {}
+        }
     }
 }

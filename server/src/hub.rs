@@ -1,33 +1,35 @@
 //! Owns the assembly of a running hub out of settings: store, identities, upstream, routes, heads.
 
-use std::net::SocketAddr;
+mod configuration;
+mod heads;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use edgehub_broker::configuration::{Configuration, ConfigurationState};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
-use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
-use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
+use edgehub_broker::dial::Transport;
+use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, SymmetricKey, TokenSource,
+    ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
+    ScopeClientOptions, ScopeRefresher, SymmetricKey, TokenSource,
 };
-use edgehub_broker::upstream::UpstreamOptions;
-use edgehub_routing::HubConfig;
+use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
-use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
-use tokio_rustls::server::TlsStream;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::certificate::{load_certificates, server_config, upstream_config};
+use crate::certificate::{load_certificates, upstream_config};
 use crate::exit::Failure;
-use crate::listen::forwarded::{self, Forwarded};
-use crate::listen::https::{self, SubProtocol, Upgraded};
-use crate::listen::{ConnectionGate, ConnectionThreads, Listener, Stopping, TlsGate, bind};
+use crate::listen::ConnectionThreads;
+use crate::pages::Pages;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind};
+use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
 use crate::stop;
+
+pub use configuration::Source;
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -39,13 +41,16 @@ const UPSTREAM_STOP_SECS: u64 = 5;
 pub struct RunningHub {
     hub: Hub,
     store: Store,
+    configuration: Configuration,
+    authenticator: Arc<dyn Authenticator>,
     threads: ConnectionThreads,
     delivery: Runtime,
     stop_timeout: Duration,
 }
 
 impl RunningHub {
-    /// Builds the hub and opens its ports, last of all. `control` runs what may be slow.
+    /// Builds the hub, its ports still closed; what it knows from its last run is in force. `control` runs what may
+    /// be slow.
     ///
     /// # Errors
     /// The first part that cannot be built; nothing listens then.
@@ -82,9 +87,17 @@ impl RunningHub {
             .enable_all()
             .build()
             .map_err(|source| Failure::System { what: "the delivery thread cannot be started", source })?;
+        let (transport, port) = match settings.upstream.protocol {
+            UpstreamProtocol::Amqp => (Transport::Tls, settings.upstream.amqp_port),
+            UpstreamProtocol::AmqpWs => {
+                let proxy = settings.upstream.proxy.clone();
+                (Transport::WebSocket { proxy }, settings.upstream.https_port)
+            }
+        };
         let upstream = UpstreamOptions {
             host: settings.upstream.host.as_str().to_owned(),
-            port: settings.upstream.amqp_port,
+            port,
+            transport,
             hub_host: iothub.to_owned(),
             identity: hub_module,
             tls: client_tls,
@@ -108,19 +121,48 @@ impl RunningHub {
                 lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
+            control: ControlOptions {
+                reported_pause: settings.configuration.report_pause,
+                twin_sync_period_min: settings.configuration.twin_sync_period_min,
+                ..ControlOptions::default()
+            },
             overflow: settings.store.overflow,
             limits: limits(settings),
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
         control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
+        if let Some(upstream) = hub.upstream() {
+            control.spawn(refresh_on_contact(refresher.clone(), upstream));
+        }
+        let by_method = refresher.clone();
+        hub.serve_method(REFRESH_METHOD, move |payload| {
+            let refresher = by_method.clone();
+            async move { refresher.refresh_by_method(&payload).await }
+        });
         let authenticator: Arc<dyn Authenticator> = refresher.clone();
         control.spawn(async move { refresher.run().await });
-        apply(&hub, &prepared.configuration, settings.routing.strict)?;
-
+        let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
         let threads = ConnectionThreads::start(settings.listen.threads)?;
-        let running = Self { hub, store, threads, delivery, stop_timeout: settings.listen.stop_timeout };
-        running.open_heads(prepared, authenticator)?;
-        Ok(running)
+        let stop_timeout = settings.listen.stop_timeout;
+        Ok(Self { hub, store, configuration, authenticator, threads, delivery, stop_timeout })
+    }
+
+    /// Returns as soon as a configuration is in force; the pages say what it waits for.
+    pub async fn configured(&self, pages: &Pages) {
+        configuration::wait(self.configuration.state(), self.hub.upstream(), pages).await;
+    }
+
+    /// Opens the ports, to be called when a configuration is in force.
+    ///
+    /// # Errors
+    /// The first port that cannot be had.
+    pub fn open_heads(&self, prepared: &Prepared) -> Result<(), Failure> {
+        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone())
+    }
+
+    /// How it stands with the configuration, for the pages.
+    pub fn configuration(&self) -> watch::Receiver<ConfigurationState> {
+        self.configuration.state()
     }
 
     /// The hub itself, for the pages.
@@ -135,158 +177,12 @@ impl RunningHub {
 
     /// Closes the connections, the upstream and the store, in this order. Blocks.
     pub fn stop(self, control: &Handle) {
+        drop(self.configuration);
         control.block_on(self.hub.stop(Duration::from_secs(UPSTREAM_STOP_SECS)));
         self.threads.stop(self.stop_timeout);
         self.delivery.shutdown_timeout(Duration::from_secs(UPSTREAM_STOP_SECS));
         stop::say_left(&self.hub);
         self.store.close();
-    }
-
-    fn open_heads(&self, prepared: &Prepared, authenticator: Arc<dyn Authenticator>) -> Result<(), Failure> {
-        let settings = &prepared.settings;
-        let limits = mqtt_limits(settings);
-        let gate = ConnectionGate::new(settings.listen.clients_max.saturating_mul(2));
-        if let Some(certificate) = &prepared.certificate {
-            let tls = server_config(certificate.clone(), &settings.tls)?;
-            // Each listener has a gate of its own, so that a storm at one does not close the other.
-            let tls_gate = || {
-                Arc::new(TlsGate::new(
-                    tls.clone(),
-                    settings.listen.threads.get(),
-                    settings.tls.handshake_timeout,
-                    settings.tls.handshakes_waiting_max,
-                ))
-            };
-            if let Some(address) = settings.listen.mqtt {
-                let listener = bind("mqtt", address, settings.listen.backlog)?;
-                info!(address = %listener.address(), "MQTT head is open (TLS)");
-                self.open_mqtt(listener, &gate, tls_gate(), limits.clone())?;
-            }
-            if let Some(address) = settings.listen.https {
-                let listener = bind("https", address, settings.listen.backlog)?;
-                info!(address = %listener.address(), "HTTPS is open, for WebSockets");
-                let device_id = settings.hub.device_id.as_str();
-                let https = Arc::new(Https {
-                    hub: self.hub.clone(),
-                    limits: limits.clone(),
-                    offered: settings.listen.mqtt.map(|_| SubProtocol::Mqtt).into_iter().collect(),
-                    proxy: identity(device_id, Some(&settings.scope.api_proxy_module_id))?,
-                    authenticator,
-                });
-                let stopping = self.threads.stopping();
-                self.threads.serve_tls(
-                    listener,
-                    &gate,
-                    tls_gate(),
-                    move |stream, address, accepted_at| {
-                        let peer = peer(&stream, address, accepted_at);
-                        Arc::clone(&https).serve(stream, peer, stopping.clone())
-                    },
-                )?;
-            }
-        }
-        if let Some(address) = settings.listen.mqtt_plain {
-            let listener = bind("mqtt_plain", address, settings.listen.backlog)?;
-            warn!(address = %listener.address(), "MQTT head is open without TLS");
-            let (hub, stopping) = (self.hub.clone(), self.threads.stopping());
-            self.threads.serve(listener, &gate, move |stream, address, accepted_at| {
-                let peer = Peer {
-                    address: Some(address),
-                    certificates: Vec::new(),
-                    accepted_at: accepted_at.into(),
-                };
-                serve_mqtt(stream, hub.clone(), limits.clone(), peer, stopping.clone())
-            })?;
-        }
-        Ok(())
-    }
-
-    fn open_mqtt(
-        &self,
-        listener: Listener,
-        gate: &ConnectionGate,
-        tls: Arc<TlsGate>,
-        limits: MqttLimits,
-    ) -> Result<(), Failure> {
-        let (hub, stopping) = (self.hub.clone(), self.threads.stopping());
-        self.threads.serve_tls(listener, gate, tls, move |stream, address, accepted_at| {
-            let peer = peer(&stream, address, accepted_at);
-            serve_mqtt(stream, hub.clone(), limits.clone(), peer, stopping.clone())
-        })?;
-        Ok(())
-    }
-}
-
-/// What the connections of the HTTPS port have in common.
-struct Https {
-    hub: Hub,
-    limits: MqttLimits,
-    offered: Arc<[SubProtocol]>,
-    /// The module whose forwarded certificates are believed.
-    proxy: Identity,
-    authenticator: Arc<dyn Authenticator>,
-}
-
-impl Https {
-    async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, mut stopping: Stopping) {
-        let upgrading = async {
-            let upgraded = https::serve(stream, peer.accepted_at.into_std(), self.offered.clone()).await?;
-            let forwarded = match peer.certificates.is_empty() && self.limits.certificate_authentication {
-                true => forwarded::judge(&upgraded.headers, &self.proxy, &*self.authenticator).await,
-                false => Forwarded::Nothing,
-            };
-            Some((upgraded, forwarded))
-        };
-        let upgraded = tokio::select! {
-            upgraded = upgrading => upgraded,
-            _deadline = stopping.wait() => None,
-        };
-        let Some((Upgraded { sub_protocol, stream, .. }, forwarded)) = upgraded else { return };
-        let peer = match forwarded {
-            Forwarded::Nothing => Ok(peer),
-            Forwarded::Certificate(certificate) => Ok(Peer { certificates: vec![certificate], ..peer }),
-            Forwarded::Refused(reason) => Err((peer, reason)),
-        };
-        match (sub_protocol, peer) {
-            (SubProtocol::Mqtt, Ok(peer)) => {
-                serve_mqtt(stream, self.hub.clone(), self.limits.clone(), peer, stopping).await;
-            }
-            (SubProtocol::Mqtt, Err((peer, reason))) => {
-                // The end was logged by the head itself.
-                let _ = mqtt::refuse(stream, &self.limits, &peer, reason).await;
-            }
-        }
-    }
-}
-
-fn peer(stream: &TlsStream<TcpStream>, address: SocketAddr, accepted_at: Instant) -> Peer {
-    Peer { address: Some(address), certificates: peer_certificates(stream), accepted_at: accepted_at.into() }
-}
-
-async fn serve_mqtt<S>(stream: S, hub: Hub, limits: MqttLimits, peer: Peer, mut stopping: Stopping)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
-{
-    // The end was logged by the head itself.
-    let _ = mqtt::serve(stream, hub, limits, peer, async move {
-        stopping.wait().await;
-    })
-    .await;
-}
-
-fn peer_certificates(stream: &TlsStream<TcpStream>) -> Vec<Bytes> {
-    let (_, session) = stream.get_ref();
-    let chain = session.peer_certificates().unwrap_or_default();
-    chain.iter().map(|certificate| Bytes::copy_from_slice(certificate)).collect()
-}
-
-fn mqtt_limits(settings: &Settings) -> MqttLimits {
-    MqttLimits {
-        connect_arrival_max: settings.mqtt.connect_timeout,
-        silence_max: settings.mqtt.keep_alive_max,
-        publishes_pending_max: usize::from(settings.mqtt.inbound_window),
-        certificate_authentication: settings.tls.client_certificates,
-        ..MqttLimits::default()
     }
 }
 
@@ -325,22 +221,6 @@ fn limits(settings: &Settings) -> StoreLimits {
     }
 }
 
-fn apply(hub: &Hub, config: &HubConfig, strict: bool) -> Result<(), Failure> {
-    let checked = if strict { config.clone().with_lints_as_errors() } else { config.clone() };
-    let applied = hub.apply(&checked).map_err(|error| Failure::Configuration(error.to_string()))?;
-    info!(routes = applied.routes.join(", "), "Routes in force");
-    if let Some(bytes) = hub.status().space.max_bytes {
-        info!(bytes, "The store is limited");
-    }
-    for error in &applied.malformed {
-        error!("{error}; the other routes run");
-    }
-    for error in &applied.rejected {
-        error!("{error}; the other routes run");
-    }
-    Ok(())
-}
-
 fn identity(device: &str, module: Option<&str>) -> Result<Identity, Failure> {
     match module {
         None => Identity::device(device),
@@ -363,6 +243,8 @@ fn refresher(
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
+    client.nested = settings.scope.nested;
+    client.proxy = settings.upstream.proxy.clone();
     let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
     let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
     let options = RefreshOptions {
@@ -400,6 +282,20 @@ async fn restore_scope(scope: &ScopeCache, state: &KeyedState) -> usize {
         Err(error) => {
             warn!(%error, "The stored identities cannot be read; the upstream is asked for them");
             0
+        }
+    }
+}
+
+/// Asks for everything whenever the upstream comes back: much can have changed meanwhile.
+async fn refresh_on_contact(
+    refresher: Arc<ScopeRefresher<ScopeClient>>,
+    mut upstream: watch::Receiver<UpstreamStatus>,
+) {
+    let up = |status: &UpstreamStatus| matches!(status.state, UpstreamState::Up | UpstreamState::Throttled);
+    while upstream.wait_for(up).await.is_ok() {
+        refresher.want_full();
+        if upstream.wait_for(|status| !up(status)).await.is_err() {
+            return;
         }
     }
 }

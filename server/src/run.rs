@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use edgehub_routing::{ConfigError, HubConfig};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,7 +15,7 @@ use crate::admin::verbs::{Site, Verbs};
 use crate::certificate::ServerCertificate;
 use crate::cli::{RunOptions, SettingsOptions};
 use crate::exit::Failure;
-use crate::hub::RunningHub;
+use crate::hub::{RunningHub, Source};
 use crate::listen::bind;
 use crate::log::{self, recent};
 use crate::manifest::Manifest;
@@ -32,8 +31,8 @@ const CONTROL_THREADS: usize = 1;
 pub struct Prepared {
     /// The settings.
     pub settings: Settings,
-    /// The hub's configuration, from the manifest of `--manifest`. Its routes are not compiled yet.
-    pub configuration: HubConfig,
+    /// Where the hub's configuration comes from.
+    pub source: Source,
     /// The server certificate; present whenever a TLS listener is on.
     pub certificate: Option<Arc<ServerCertificate>>,
     /// The recorder, installed; `None` when metrics are switched off.
@@ -50,15 +49,18 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
     let control = control_plane()?;
     // From here on: a signal that comes during the start is heard as soon as the hub is ready.
-    let signals = control.block_on(async { Signals::watch() })?;
+    let mut signals = control.block_on(async { Signals::watch() })?;
     let pages = Pages::new(prepared.recorder.clone());
     info!(address = %pages_listener.address(), "Pages are open");
-    let serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
+    let mut serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
     let running = RunningHub::start(&prepared, control.handle())?;
     let (hub, stored) = (running.hub().clone(), running.store().clone());
+    let configuration = running.configuration();
     pages.set_status(Box::new(move || {
         // A status is plain data; it cannot fail to be JSON.
-        store::add_to_status(serde_json::to_value(hub.status()).unwrap_or_default(), &stored)
+        let mut status = serde_json::to_value(hub.status()).unwrap_or_default();
+        status["configuration"] = serde_json::to_value(&*configuration.borrow()).unwrap_or_default();
+        store::add_to_status(status, &stored)
     }));
     let (hub, stored) = (running.hub().clone(), running.store().clone());
     let certificate = prepared.certificate.clone();
@@ -83,10 +85,21 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         let verbs = Arc::new(Verbs::new(running.hub().clone()).at(site));
         control.spawn(admin_server::serve(socket, verbs))
     });
-    pages.set_health(Health::Ready);
-    info!("The hub is ready");
-    let mut signals = signals;
-    let ended = control.block_on(until_stopped(&mut signals, serving, &prepared));
+    let configured = control.block_on(async {
+        tokio::select! {
+            () = running.configured(&pages) => Ok(true),
+            ended = until_stopped(&mut signals, &mut serving, &prepared) => ended.map(|()| false),
+        }
+    });
+    let ended = match configured {
+        Ok(true) => running.open_heads(&prepared).and_then(|()| {
+            pages.set_health(Health::Ready);
+            info!("The hub is ready");
+            control.block_on(until_stopped(&mut signals, &mut serving, &prepared))
+        }),
+        Ok(false) => Ok(()),
+        Err(failure) => Err(failure),
+    };
     pages.set_health(Health::Stopping);
     let limit = prepared.settings.shutdown_wait;
     info!(limit_secs = limit.as_secs(), "Stopping: nothing more is accepted, what is under way is finished");
@@ -142,10 +155,10 @@ pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
     for problem in manifest.iter().flat_map(|manifest| &manifest.warnings) {
         warn!(code = "EH1004", "manifest, {problem}");
     }
-    let configuration = configuration(manifest.as_ref())?;
+    let source = Source::choose(&settings, manifest.as_ref())?;
     let certificate = certificate(&settings)?;
     let recorder = settings.metrics.enabled.then(|| install_recorder(&settings));
-    Ok(Prepared { settings, configuration, certificate, recorder })
+    Ok(Prepared { settings, source, certificate, recorder })
 }
 
 /// The settings out of file, environment and flags.
@@ -178,14 +191,6 @@ pub fn control_plane() -> Result<Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|source| Failure::System { what: "the control plane cannot be started", source })
-}
-
-fn configuration(manifest: Option<&Manifest>) -> Result<HubConfig, Failure> {
-    let manifest = manifest.ok_or(Failure::NoConfiguration)?;
-    let refused = |error: ConfigError| Failure::Configuration(error.to_string());
-    let configuration = HubConfig::parse(&manifest.hub_desired).map_err(refused)?;
-    configuration.hub_wide_time_to_live_secs().map_err(refused)?;
-    Ok(configuration)
 }
 
 fn certificate(settings: &Settings) -> Result<Option<Arc<ServerCertificate>>, Failure> {
@@ -252,7 +257,7 @@ impl Signals {
 /// force: new handshakes get the new certificate, open connections stay.
 async fn until_stopped(
     signals: &mut Signals,
-    mut serving: JoinHandle<std::io::Result<()>>,
+    serving: &mut JoinHandle<std::io::Result<()>>,
     prepared: &Prepared,
 ) -> Result<(), Failure> {
     let Signals { terminate, interrupt, hangup } = signals;
@@ -261,7 +266,7 @@ async fn until_stopped(
             _received = terminate.recv() => return Ok(()),
             _received = interrupt.recv() => return Ok(()),
             _received = hangup.recv() => reload_certificate(prepared),
-            served = &mut serving => return match served {
+            served = &mut *serving => return match served {
                 Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),
                 Ok(Ok(())) | Err(_) => Ok(()),
             },

@@ -44,12 +44,15 @@ fn failures_are_one_line_and_have_their_code() {
     local
         .env("IotHubConnectionString", IDENTITY)
         .env("mqttSettings__enabled", "false")
+        .env("amqpSettings__enabled", "false")
         .env("httpSettings__enabled", "false");
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/manifests/tutorial-lower-layer.broken.json");
     let broken = local.args(["run", "--manifest", manifest]).output().unwrap();
     failed(&broken, 1, &format!("edgehub: manifest {manifest}, line 19, column 52: a comma directly before"));
     let no_configuration = program()
-        .args(["run", "--set", "mqttSettings.enabled=false", "--set", "httpSettings.enabled=false"])
+        .args(["run", "--set", "configSource=file"])
+        .args(["--set", "mqttSettings.enabled=false", "--set", "httpSettings.enabled=false"])
+        .args(["--set", "amqpSettings.enabled=false"])
         .env("IotHubConnectionString", IDENTITY)
         .output()
         .unwrap();
@@ -62,6 +65,7 @@ fn failures_are_one_line_and_have_their_code() {
     in_use
         .env("IotHubConnectionString", IDENTITY)
         .env("mqttSettings__enabled", "false")
+        .env("amqpSettings__enabled", "false")
         .env("httpSettings__enabled", "false");
     in_use.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", &port);
     failed(&in_use.output().unwrap(), 2, &format!("edgehub: pages: address 127.0.0.1:{port} is in use"));
@@ -88,13 +92,18 @@ fn start(environment: &[(&str, &str)]) -> Running {
 }
 
 fn start_with(manifest: &str, environment: &[(&str, &str)]) -> Running {
+    run(&["run", "--manifest", manifest], environment)
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Running {
     let mut command = program();
     command.env("IotHubConnectionString", IDENTITY);
     command.env("mqttSettings__enabled", "false").env("httpSettings__enabled", "false");
+    command.env("amqpSettings__enabled", "false");
     command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
     // Hubs of several tests run at a time, and none but that of the verbs needs a socket.
     command.env("EDGEHUB_ADMIN__SOCKET", "off").env("usePersistentStorage", "false");
-    command.envs(environment.iter().copied()).args(["run", "--manifest", manifest]);
+    command.envs(environment.iter().copied()).args(arguments);
     Running::spawn(command)
 }
 
@@ -130,6 +139,33 @@ fn the_pages_answer_and_a_signal_stops_the_program() {
     let mut rest = String::new();
     running.lines.read_to_string(&mut rest).unwrap();
     assert!(rest.ends_with(" [INF] - Shutdown complete.\n"), "{rest}");
+}
+
+#[test]
+fn without_a_configuration_it_waits_for_the_twin_with_its_ports_closed() {
+    // Whoever listens here answers nothing, and nothing else can take the port while the test runs.
+    let upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = upstream.local_addr().unwrap().port().to_string();
+    let mqtt = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // In use: a hub that opened its ports would end.
+    let mqtt_plain = mqtt.local_addr().unwrap().to_string();
+    let mut running = run(
+        &["run"],
+        &[
+            ("EDGEHUB_UPSTREAM__HOST", "127.0.0.1"),
+            ("EDGEHUB_UPSTREAM__AMQP_PORT", &port),
+            ("EDGEHUB_UPSTREAM__HTTPS_PORT", &port),
+            ("EDGEHUB_LISTEN__MQTT_PLAIN", &mqtt_plain),
+        ],
+    );
+    running.until("The ports stay closed: no configuration is stored");
+    let health = running.ask("GET /healthz");
+    assert!(health.starts_with("HTTP/1.1 503 ") && health.contains(r#""status":"starting""#), "{health}");
+    assert!(health.contains("give a manifest with --manifest FILE"), "{health}");
+    let status = running.ask("GET /status");
+    assert!(status.contains(r#""configuration":{"desired":null,"in_force":null"#), "{status}");
+    running.signal("-TERM");
+    assert!(running.child.wait().unwrap().success());
 }
 
 #[test]

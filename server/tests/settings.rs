@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use edgehub::settings::{
     AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
-    TlsVersions, known,
+    TlsVersions, UpstreamProtocol, known,
 };
 use edgehub_routing::OverflowPolicy;
 
@@ -47,8 +47,9 @@ fn with_environment(environment: &[(&str, &str)]) -> (Settings, Vec<Notice>) {
 fn the_defaults_are_those_of_the_reference() {
     let (settings, notices) = with_environment(&[]);
     assert_eq!(settings.listen.mqtt.unwrap().to_string(), "*:8883");
+    assert_eq!(settings.listen.amqp.unwrap().to_string(), "*:5671");
     assert_eq!(settings.listen.https.unwrap().to_string(), "*:443");
-    assert_eq!(settings.listen.mqtt_plain, None);
+    assert_eq!((settings.listen.mqtt_plain, settings.listen.amqp_plain), (None, None));
     assert_eq!(settings.listen.metrics.to_string(), "*:9600");
     assert_eq!(settings.listen.clients_max, 10_000);
     assert_eq!(settings.tls.versions, TlsVersions { tls12: true, tls13: true });
@@ -218,13 +219,13 @@ fn ignored_and_mapped_settings_say_why() {
         [
             "setting OptimizeForPerformance (environment variable OptimizeForPerformance) has no effect: the \
              store sizes itself",
-            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
-             is the one protocol towards the upstream in this release",
             "setting experimentalFeatures__nestedEdgeEnabled (environment variable \
              experimentalFeatures__nestedEdgeEnabled) has no effect: what it switched on is always there or \
              does not exist",
             "setting mqttSettings:ThreadCount (environment variable mqttSettings__ThreadCount) is taken in a \
              different way: read as listen.threads where that is not given",
+            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
+             is used: the upstream is not spoken to in MQTT",
         ]
     );
 }
@@ -238,6 +239,8 @@ fn a_value_that_does_not_convert_names_setting_origin_and_shape() {
         ("MetricsHistogramMaxAge", "3600", "expected a time span such as 01:30:00"),
         ("EDGEHUB_STORE__DURABILITY", "disk", "expected sync, interval, os or memory"),
         ("EDGEHUB_LISTEN__MQTT_PLAIN", "yes", "expected off, a port (bound to loopback)"),
+        ("EDGEHUB_LISTEN__AMQP_PLAIN", "on", "expected off, a port (bound to loopback)"),
+        ("amqpSettings__port", "65536", "expected a whole number from 0 to 65535"),
         ("EDGEHUB_LISTEN__MQTT_ADDRESS", "host", "expected any, or an IP address"),
         ("EDGEHUB_UPSTREAM__HOST", "amqps://x", "expected a DNS name or an IP address"),
         ("EDGEHUB_LISTEN__THREADS", "0", "expected a whole number from 1 to 256"),
@@ -270,9 +273,33 @@ fn closed_lists_fall_back_with_a_notice_and_old_tls_is_refused() {
 }
 
 #[test]
+fn the_way_up_takes_websockets_and_a_proxy() {
+    for (text, protocol, notices) in [
+        ("Amqp", UpstreamProtocol::Amqp, 0),
+        ("AMQPWS", UpstreamProtocol::AmqpWs, 0),
+        ("mqtt", UpstreamProtocol::Amqp, 1),
+        ("MqttWs", UpstreamProtocol::AmqpWs, 1),
+        ("Http", UpstreamProtocol::Amqp, 1),
+    ] {
+        let (settings, told) = with_environment(&[("UpstreamProtocol", text), ("StorageFolder", "/x")]);
+        assert_eq!((settings.upstream.protocol, told.len()), (protocol, notices), "{text}: {told:?}");
+    }
+    let proxy = ("HTTPS_PROXY", "http://user:topsecret@proxy:3128");
+    let (settings, _) = with_environment(&[proxy, ("no_proxy", "h.example")]);
+    let used = settings.upstream.proxy.clone().unwrap();
+    assert_eq!(used.to_string(), "proxy:3128");
+    assert!(used.serves("other.example", 443) && !used.serves("h.example", 443));
+    assert!(!format!("{settings:?}").contains("topsecret"));
+    let refused = load_from(None, &[("https_proxy", "https://user:topsecret@proxy")], &[]).unwrap_err();
+    let line = format!("{refused} {refused:?}");
+    assert!(line.contains("must be reached by http://") && !line.contains("topsecret"), "{line}");
+}
+
+#[test]
 fn identity_comes_from_the_connection_string_or_the_environment() {
     let ids = [("IOTEDGE_DEVICEID", "e"), ("IOTEDGE_IOTHUBHOSTNAME", "h"), ("IOTEDGE_GATEWAYHOSTNAME", "up")];
-    let off = [("mqttSettings__enabled", "false"), ("httpSettings__enabled", "false")];
+    let off = ["mqttSettings__enabled", "amqpSettings__enabled", "httpSettings__enabled"]
+        .map(|name| (name, "false"));
     let (settings, notices) = load_bare(None, &[&ids[..], &off].concat(), &[]).unwrap();
     assert_eq!(settings.hub.device_id.as_str(), "e");
     assert_eq!(settings.upstream.host.as_str(), "up");
@@ -283,7 +310,8 @@ fn identity_comes_from_the_connection_string_or_the_environment() {
     assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 3);
 
     let workload = ("IOTEDGE_WORKLOADURI", "unix:///var/run/iotedge/workload.sock");
-    let line = load_bare(None, &[ids[0], ids[1], workload, off[0], off[1]], &[]).unwrap_err().to_string();
+    let line =
+        load_bare(None, &[ids[0], ids[1], workload, off[0], off[1], off[2]], &[]).unwrap_err().to_string();
     assert!(line.contains("does not use the workload API; set IotHubConnectionString"), "{line}");
     assert!(load_from(None, &[workload], &[]).is_ok());
     assert!(matches!(load_bare(None, &off, &[]), Err(SettingsError::NoIdentity)));

@@ -30,7 +30,7 @@ fn hub(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edgehub"));
     command.env_clear().env("IotHubConnectionString", IDENTITY).env("mqttSettings__enabled", "false");
     command.env("EDGEHUB_LISTEN__METRICS_ADDRESS", "127.0.0.1").env("httpSettings__metrics_port", "0");
-    command.env("httpSettings__enabled", "false");
+    command.env("httpSettings__enabled", "false").env("amqpSettings__enabled", "false");
     command.env("StorageFolder", folder).args(["run", "--manifest", MANIFEST]);
     command
 }

@@ -178,6 +178,7 @@ class Site:
             "amqpSettings__enabled": "false",
             "httpSettings__enabled": "false",
             "httpSettings__metrics_port": self.pages[1],
+            "EDGEHUB_LISTEN__AMQP_ADDRESS": self.address,
             "EDGEHUB_LISTEN__HTTPS_ADDRESS": self.address,
             "EDGEHUB_LISTEN__MQTT_ADDRESS": self.address,
             "EDGEHUB_LISTEN__MQTT_PORT": MQTT_PORT,

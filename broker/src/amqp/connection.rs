@@ -24,6 +24,10 @@ const EVENTS_MAX: usize = 4_096;
 pub(super) enum Phase {
     /// Waiting for the peer's protocol header.
     Header,
+    /// A client, waiting for the mechanisms of its peer.
+    SaslMechanisms,
+    /// A client, waiting for the outcome of its response.
+    SaslOutcome,
     /// Waiting for `sasl-init`.
     SaslInit,
     /// Waiting for the owner's verdict about a PLAIN password.
@@ -75,10 +79,12 @@ impl Connection {
         Self::new(false, options, now)
     }
 
-    /// The end that dials: plain AMQP header, no SASL. Takes no sessions and links from the peer.
+    /// The end that dials; plain AMQP header unless [`Options::sasl`] says how to authenticate. Takes no sessions
+    /// and links from the peer.
     pub fn client(options: Options, now: Instant) -> Self {
         let mut connection = Self::new(true, options, now);
-        connection.output.tail().put_slice(&HEADER_AMQP);
+        let header = if connection.options.sasl.is_some() { &HEADER_SASL } else { &HEADER_AMQP };
+        connection.output.tail().put_slice(header);
         connection
     }
 
@@ -118,7 +124,12 @@ impl Connection {
                     self.on_header(header);
                 }
                 Phase::SaslVerdict | Phase::Finished => return,
-                Phase::SaslInit | Phase::PeerOpen | Phase::Opened | Phase::CloseSent => {
+                Phase::SaslMechanisms
+                | Phase::SaslOutcome
+                | Phase::SaslInit
+                | Phase::PeerOpen
+                | Phase::Opened
+                | Phase::CloseSent => {
                     let header = match FrameHeader::parse(input) {
                         Ok(Some(header)) if header.size <= input.len() => header,
                         Ok(_) => return,
@@ -357,7 +368,11 @@ impl Connection {
     fn on_frame(&mut self, header: FrameHeader, frame: Bytes) -> Result<(), Fault> {
         match (self.phase, header.kind) {
             (Phase::SaslInit, FrameKind::Sasl) => return self.on_sasl(&frame, header.body),
-            (Phase::SaslInit, FrameKind::Amqp) | (_, FrameKind::Sasl) => {
+            (Phase::SaslMechanisms | Phase::SaslOutcome, FrameKind::Sasl) => {
+                return self.on_server_sasl(&frame, header.body);
+            }
+            (Phase::SaslMechanisms | Phase::SaslOutcome | Phase::SaslInit, FrameKind::Amqp)
+            | (_, FrameKind::Sasl) => {
                 return Err(Fault::connection(Condition::FRAMING_ERROR, "frame type does not fit"));
             }
             (_, FrameKind::Amqp) => {}
@@ -493,6 +508,8 @@ impl Connection {
                 self.write_close(Some(&error));
             }
             Phase::Header
+            | Phase::SaslMechanisms
+            | Phase::SaslOutcome
             | Phase::SaslInit
             | Phase::SaslVerdict
             | Phase::HeaderAfterSasl

@@ -9,6 +9,7 @@ use super::error::Error;
 use super::performative::{
     Attach, DeliveryTag, Open, Outcome, Properties, ReceiverSettle, Role, SenderSettle, Terminus,
 };
+use super::sasl::ClientSasl;
 use super::value::Text;
 
 /// A session of one connection. Stays unique when its channel is used again.
@@ -58,6 +59,11 @@ pub type Payload = SmallVec<[Bytes; 3]>;
 pub struct Secret(pub(super) Text);
 
 impl Secret {
+    /// Keeps a password.
+    pub fn new(password: Text) -> Self {
+        Self(password)
+    }
+
     /// The password.
     pub fn expose(&self) -> &str {
         self.0.as_str()
@@ -289,10 +295,14 @@ pub struct Options {
     pub hostname: Option<Text>,
     /// Properties of our open.
     pub properties: Properties,
+    /// How a client authenticates; without it the client sends no SASL header.
+    pub sasl: Option<ClientSasl>,
     /// The idle time-out that we announce and enforce.
     pub idle_timeout: Duration,
     /// A peer's idle time-out below this is refused (listener).
     pub peer_idle_timeout_min: Duration,
+    /// SASL EXTERNAL is offered besides the mechanisms without proof: the peer has proved who it is by the transport.
+    pub sasl_external: bool,
     /// Time from the first byte to the peer's open.
     pub handshake_timeout: Duration,
     /// Time to wait for the peer's close after our own.
@@ -319,8 +329,10 @@ impl Default for Options {
             container_id: Text::from_static("edgehub"),
             hostname: None,
             properties: Vec::new(),
+            sasl: None,
             idle_timeout: Duration::from_secs(240),
             peer_idle_timeout_min: Duration::from_secs(5),
+            sasl_external: false,
             handshake_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(5),
             incoming_window: 5_000,

@@ -12,12 +12,19 @@ use super::performative::*;
 use super::put::*;
 use super::value::Text;
 
-/// Mechanisms of the listener, in the order in which they are offered.
-const SASL_MECHANISMS: [&str; 3] = ["ANONYMOUS", "MSSBCBS", "PLAIN"];
+/// Mechanisms of the listener, in the order in which they are offered; the last only when the transport proves something.
+const SASL_MECHANISMS: [&str; 4] = ["ANONYMOUS", "MSSBCBS", "PLAIN", "EXTERNAL"];
 
 impl Connection {
     pub(super) fn on_header(&mut self, header: [u8; 8]) {
         match (self.client, self.phase, header) {
+            (true, Phase::Header, HEADER_SASL) if self.options.sasl.is_some() => {
+                self.phase = Phase::SaslMechanisms;
+            }
+            (true, Phase::Header, HEADER_AMQP) if self.options.sasl.is_some() => {
+                let text = "the peer takes no SASL";
+                self.finish(Some(Error::new(Condition::UNAUTHORIZED_ACCESS, text)), By::Engine);
+            }
             (true, _, HEADER_AMQP) => {
                 self.write_open();
                 self.phase = Phase::PeerOpen;
@@ -27,9 +34,12 @@ impl Connection {
                 self.phase = Phase::PeerOpen;
             }
             (false, Phase::Header, HEADER_SASL) => {
+                let offered = SASL_MECHANISMS.len() - usize::from(!self.options.sasl_external);
                 let tail = self.output.tail();
                 tail.put_slice(&HEADER_SASL);
-                put_frame(tail, FrameKind::Sasl, 0, |out| put_sasl_mechanisms(out, &SASL_MECHANISMS));
+                put_frame(tail, FrameKind::Sasl, 0, |out| {
+                    put_sasl_mechanisms(out, &SASL_MECHANISMS[..offered]);
+                });
                 self.phase = Phase::SaslInit;
             }
             (client, phase, _) => {
@@ -46,6 +56,7 @@ impl Connection {
         let init = SaslInit::decode(frame, body)?;
         match init.mechanism.as_str() {
             "ANONYMOUS" | "MSSBCBS" => self.write_sasl_outcome(SaslCode::Ok),
+            "EXTERNAL" if self.options.sasl_external => self.write_sasl_outcome(SaslCode::Ok),
             "PLAIN" => match init.initial_response.as_ref().and_then(plain) {
                 Some((user, password)) => {
                     self.phase = Phase::SaslVerdict;

@@ -31,6 +31,7 @@ mod message;
 mod output;
 pub mod performative;
 mod put;
+mod sasl;
 mod serial;
 mod session;
 mod text;
@@ -54,7 +55,8 @@ pub use performative::{
     Attach, DeliveryTag, Open, Outcome, Properties, ReceiverSettle, Role, SenderSettle, TAG_MAX_BYTES,
     Terminus,
 };
-pub use text::{MessageId, lock_token_tag, property_text, tag_lock_token, timestamp_text};
+pub use sasl::ClientSasl;
+pub use text::{MessageId, lock_token_tag, parse_timestamp, property_text, tag_lock_token, timestamp_text};
 pub use value::{Text, Value};
 
 /// Message format of a batch: every data section is a complete encoded message.

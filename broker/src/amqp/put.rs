@@ -19,6 +19,15 @@ pub(super) fn put_sasl_mechanisms(out: &mut BytesMut, mechanisms: &[&str]) {
     list.finish();
 }
 
+/// Appends `sasl-init`.
+pub(super) fn put_sasl_init(out: &mut BytesMut, mechanism: &str, response: &[u8], hostname: Option<&str>) {
+    let mut list = CompoundWriter::described_list(out, 0x41);
+    put_symbol(list.field(), mechanism);
+    put_binary(list.field(), response);
+    list.optional(hostname, put_string);
+    list.finish();
+}
+
 /// Appends `sasl-outcome`.
 pub(super) fn put_sasl_outcome(out: &mut BytesMut, code: u8) {
     let mut list = CompoundWriter::described_list(out, 0x44);

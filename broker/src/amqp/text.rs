@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::encode::*;
 use super::error::WireError;
-use super::value::{Text, Value};
+use super::value::{Reader, Text, Value};
 
 /// A message or correlation id, with the type it came with (AMQP 1.0 §3.2.11–§3.2.14).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,6 +58,21 @@ impl fmt::Display for MessageId {
 }
 
 impl MessageId {
+    /// The encoded value, type included: a mark that [`MessageId::from_encoded`] turns back.
+    pub fn encoded(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        self.put(&mut out);
+        out.freeze()
+    }
+
+    /// The id out of its encoded value.
+    ///
+    /// # Errors
+    /// When the bytes are no encoded id.
+    pub fn from_encoded(encoded: &Bytes) -> Result<Self, WireError> {
+        Self::of(Reader::new(encoded, 0).value()?)?.ok_or(WireError::MissingField)
+    }
+
     /// The id for a text: a uuid if it is one, else a string. Clients that parse ids as GUIDs want the first.
     pub fn uuid_or_string(text: &str) -> Self {
         match parse_uuid(text) {
@@ -114,6 +129,12 @@ pub fn timestamp_text(millis: i64) -> Option<String> {
             clock.millisecond()
         )
     })
+}
+
+/// The milliseconds since 1970 of an ISO 8601 time with an offset or `Z`; `None` when the text is none.
+pub fn parse_timestamp(text: &str) -> Option<i64> {
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
 }
 
 /// The delivery tag of a lock token that is a GUID: its bytes in .NET order, the first three groups reversed.

@@ -1,9 +1,11 @@
 //! Messages on their way to a client, and what became of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::message::Message;
 
@@ -54,8 +56,16 @@ pub struct Settler {
 
 #[derive(Debug, Default)]
 struct SettlerShared {
-    outcomes: Mutex<Vec<(u64, Outcome)>>,
+    reports: Mutex<Reports>,
+    abandoned: AtomicBool,
     wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Reports {
+    outcomes: Vec<(u64, Outcome)>,
+    /// Deliveries without an outcome that were kept back at first, and when they were sent.
+    sent_late: Vec<(u64, Instant)>,
 }
 
 impl Settler {
@@ -69,9 +79,38 @@ impl Settler {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
+    /// A delivery that the head had to keep back, for want of credit of the receiver, has been sent now: the time for
+    /// its answer begins now. Nobody is woken for it.
+    pub fn sent(&self, tag: u64) {
+        self.shared.reports.lock().sent_late.push((tag, Instant::now()));
+    }
+
+    /// Takes what [`Settler::sent`] told of deliveries that have no outcome yet.
+    pub fn take_sent(&self) -> Vec<(u64, Instant)> {
+        std::mem::take(&mut self.shared.reports.lock().sent_late)
+    }
+
+    /// The pump waits for these deliveries no longer; it makes new ones of their messages. A head need not send what it
+    /// still keeps back, and need not wait for the answers to the rest.
+    pub fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Settler::abandon`] was called.
+    pub fn is_abandoned(&self) -> bool {
+        self.shared.abandoned.load(Ordering::Relaxed)
+    }
+
     /// Reports outcomes; call it once for all that one read of the socket brought.
     pub fn settle(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
-        self.shared.outcomes.lock().extend(outcomes);
+        let mut reports = self.shared.reports.lock();
+        let before = reports.outcomes.len();
+        reports.outcomes.extend(outcomes);
+        if !reports.sent_late.is_empty() {
+            let Reports { outcomes, sent_late } = &mut *reports;
+            sent_late.retain(|(sent, _)| outcomes[before..].iter().all(|(tag, _)| tag != sent));
+        }
+        drop(reports);
         self.shared.wake.notify_one();
     }
 
@@ -88,6 +127,6 @@ impl Settler {
 
     /// Takes the outcomes that are there.
     pub fn take(&self) -> Vec<(u64, Outcome)> {
-        std::mem::take(&mut *self.shared.outcomes.lock())
+        std::mem::take(&mut self.shared.reports.lock().outcomes)
     }
 }

@@ -39,6 +39,12 @@ impl<T> InFlight<T> {
         Some(taken)
     }
 
+    /// A delivery without an answer.
+    pub(crate) fn get_mut(&mut self, tag: u64) -> Option<&mut T> {
+        let index = usize::try_from(tag.checked_sub(self.first_tag)?).ok()?;
+        self.slots.get_mut(index)?.as_mut()
+    }
+
     /// All deliveries without an answer, in the order of sending.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().flatten()

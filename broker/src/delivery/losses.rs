@@ -48,8 +48,8 @@ impl Loss {
     }
 }
 
-/// The account between the pumps and the ledger.
-pub(crate) struct Losses {
+/// The account between the pumps and the ledger: what is lost is counted once, with its sender where a pump knows it.
+pub struct Losses {
     /// Told by pumps, by kind.
     told: [AtomicU64; KINDS],
     /// Counted without a sender, and what the ledger had when the hub started.
@@ -58,7 +58,7 @@ pub(crate) struct Losses {
 
 impl Losses {
     /// Counts what is lost from now on.
-    pub(crate) fn new(store: &Store) -> Self {
+    pub fn new(store: &Store) -> Self {
         Self { told: std::array::from_fn(|_| AtomicU64::new(0)), rest: Mutex::new(totals(store)) }
     }
 

@@ -16,7 +16,8 @@ mod source;
 
 pub use attempts::ATTEMPTS_MAX;
 pub use backoff::{Backoff, BackoffOptions, PAUSE_SECS_MAX};
-pub(crate) use losses::{Loss, Losses};
+pub(crate) use losses::Loss;
+pub use losses::Losses;
 pub use module::{ModulePump, ModulePumpOptions};
 pub use presence::{Consumer, Presence};
 pub(crate) use sent::SentMetrics;

@@ -109,6 +109,21 @@ impl Window {
     fn new() -> Self {
         Self { settler: Settler::new(), deliveries: InFlight::new() }
     }
+
+    /// What the head kept back at first has its time from when it was sent.
+    fn note_sent(&mut self) {
+        for (tag, sent_at) in self.settler.take_sent() {
+            if let Some(delivery) = self.deliveries.get_mut(tag) {
+                delivery.sent_at = sent_at;
+            }
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.settler.abandon();
+    }
 }
 
 impl ModulePump {
@@ -251,7 +266,9 @@ impl ModulePump {
                 outcomes = window.settler.settled() => self.settle(outcomes, &mut window),
                 () = self.reader.readable(above), if room > 0 => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
-                    if late_at.is_some_and(|late_at| late_at <= Instant::now()) {
+                    window.note_sent();
+                    let oldest = window.deliveries.oldest().map(|oldest| oldest.sent_at);
+                    if oldest.is_some_and(|sent_at| sent_at + self.options.ack_timeout <= Instant::now()) {
                         self.give_up(&mut window);
                     }
                 }

@@ -4,7 +4,8 @@
 //! frames is sent unasked (no pings: one SDK fails on them), every buffer has a bound, and the close handshake is
 //! completed before the socket is shut down.
 //!
-//! The upgrade itself is HTTP and belongs to whoever listens; [`accept_key`] is its one computation.
+//! The upgrade itself is HTTP and belongs to whoever listens, for whom [`accept_key`] is its one computation, or to
+//! [`crate::dial`], for the hub's own WebSockets.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -35,9 +36,19 @@ pub fn accept_key(key: &[u8]) -> String {
     derive_accept_key(key)
 }
 
-/// The server's end of a WebSocket, as a stream of bytes.
+/// What every WebSocket of the hub is bounded by, at either end.
+pub(crate) fn web_socket_config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(GATHER_BYTES)
+        .max_write_buffer_size(GATHER_BYTES + 2 * SENT_MESSAGE_BYTES_MAX)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX))
+}
+
+/// One end of a WebSocket, as a stream of bytes.
 ///
-/// Whatever the client breaks ends the stream: it is told the close code of RFC 6455 §7.4.1, and reads find the end.
+/// Whatever the other end breaks ends the stream: it is told the close code of RFC 6455 §7.4.1, and reads find the end.
 pub struct WebSocketBytes<S> {
     socket: WebSocketStream<S>,
     /// What is left of the last message.
@@ -51,18 +62,20 @@ pub struct WebSocketBytes<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
     /// A WebSocket whose upgrade is done; `read_ahead` are the bytes that came behind the request.
     pub async fn accepted(stream: S, read_ahead: Vec<u8>) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(GATHER_BYTES)
-            .max_write_buffer_size(GATHER_BYTES + 2 * SENT_MESSAGE_BYTES_MAX)
-            .max_message_size(Some(MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let socket =
-            WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, Some(config)).await;
+        let config = Some(web_socket_config());
+        Self::over(WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, config).await)
+    }
+
+    /// A WebSocket that this end has asked for, with [`web_socket_config`].
+    pub(crate) fn requested(socket: WebSocketStream<S>) -> Self {
+        Self::over(socket)
+    }
+
+    fn over(socket: WebSocketStream<S>) -> Self {
         Self { socket, unread: Bytes::new(), ended: false, closing: false }
     }
 
-    /// The next bytes of the client's; none at the end.
+    /// The next bytes of the other end's; none at the end.
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.ended {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
@@ -80,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketBytes<S> {
                     },
                 },
                 None => {
-                    // Both close frames are there; the server ends the connection below (RFC 6455 §7.1.1).
+                    // Both close frames are there; the connection below ends (RFC 6455 §7.1.1).
                     let closed = ready!(Pin::new(self.socket.get_mut()).poll_shutdown(cx));
                     self.ended = true;
                     closed?;

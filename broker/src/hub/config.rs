@@ -29,6 +29,8 @@ pub enum ApplyError {
 pub struct Applied {
     /// Names of the routes in force.
     pub routes: Vec<String>,
+    /// The same routes with their texts, in no order.
+    pub in_force: Vec<OwnedRouteSpec>,
     /// Entries of the document that are no routes.
     pub malformed: Vec<ConfigError>,
     /// Routes that do not compile.
@@ -99,6 +101,7 @@ impl Hub {
         applied.rejected = rejected;
         applied.routes = in_force.keys().cloned().collect();
         applied.routes.sort_unstable();
+        applied.in_force = in_force.values().cloned().collect();
         self.serve(&mut pumps, &routing);
         self.inner.dispatch.apply(routing);
         pumps.good_routes = in_force;

@@ -1,5 +1,5 @@
 //! The re-check of what open connections have proved: at the expiry of their tokens, whenever an identity changes, and
-//! every five minutes in any case.
+//! every five minutes in any case; and what takes its place when a client renews its token.
 //!
 //! One task per hub does it, from what the authenticator knows without asking anybody. A connection whose credentials no
 //! longer hold is closed; its client may come again with better ones.
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::authenticator::Standing;
 use super::{Inner, close};
-use crate::backend::{CloseReason, Login, Mailbox};
+use crate::backend::{CloseReason, Login, LoginError, Mailbox};
 use crate::identity::Identity;
 
 /// All connections are checked again after this long, whatever happened. A clock that was set is noticed by then.
@@ -84,6 +84,27 @@ impl Inner {
         }
     }
 
+    /// Checks newer credentials of a connection; good ones take the place of what it had proved.
+    pub(super) async fn reauthenticate(&self, connection: u64, login: Login) -> Result<(), LoginError> {
+        let identity = login.identity.clone();
+        if let Err(error) = self.authenticator.authenticate(&login).await {
+            if let LoginError::Refused(reason) = &error {
+                tracing::info!(client = %identity, connection, reason, "The newer credentials are refused");
+                counter!("edgehub_credentials_ended_total", "id" => identity.to_string()).increment(1);
+            }
+            return Err(error);
+        }
+        let proved = self.proved(&login);
+        // A connection that is gone, or was taken over, has nothing to prove.
+        if let Some(mut connected) = self.clients.get_mut(&identity)
+            && connected.connection == connection
+        {
+            connected.proved = proved.clone();
+        }
+        self.expects(&proved);
+        Ok(())
+    }
+
     /// Checks the open connections: all of them, or only those that have come to their time.
     async fn check_open(&self, all: bool) {
         // Whatever connects from here on counts by itself.
@@ -119,7 +140,11 @@ impl Inner {
     }
 
     fn end(&self, open: Open, reason: &str) {
-        let Open { identity, connection, mailbox, .. } = open;
+        let Open { identity, connection, mailbox, proved } = open;
+        let renewed = self.clients.get(&identity).is_some_and(|now| !Arc::ptr_eq(&now.proved, &proved));
+        if renewed {
+            return;
+        }
         tracing::info!(client = %identity, connection, reason, "Client not authenticated any more");
         counter!("edgehub_credentials_ended_total", "id" => identity.to_string()).increment(1);
         close(mailbox, CloseReason::Unauthorized, &self.delivery);

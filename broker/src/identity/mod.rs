@@ -8,6 +8,7 @@ mod record;
 mod refresh;
 mod scope;
 mod scope_client;
+mod source;
 mod token;
 
 pub use authenticate::{
@@ -20,13 +21,14 @@ pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
 pub use name::{ID_BYTES_MAX, Identity, IdentityError};
 pub use record::{Authentication, ScopePage, ServiceIdentity, ServiceIdentityError, Status};
 pub use refresh::{
-    CHANGES_MAX, Clock, FullScope, LEAF_MODULES_MAX, REMEMBERED_REFRESHES_MAX, RefreshOptions,
-    SINGLE_REFRESHES_MAX, ScopeError, ScopeRefresher, ScopeSource, WAITING_LOGINS_MAX,
+    CHANGES_MAX, Clock, LEAF_MODULES_MAX, REFRESH_METHOD, REFRESH_METHOD_IDENTITIES_MAX,
+    REMEMBERED_REFRESHES_MAX, RefreshOptions, SINGLE_REFRESHES_MAX, ScopeRefresher, WAITING_LOGINS_MAX,
 };
 pub use scope::{
     CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX, ScopeCache, ScopeCacheError, ScopeChange,
 };
 pub use scope_client::{ANSWER_BYTES_MAX, CALL_TIMEOUT_SECS, ScopeClient, ScopeClientOptions};
+pub use source::{FullScope, ScopeError, ScopeSource};
 pub(crate) use token::escaped;
 pub use token::{
     EXPIRY_TOLERANCE_SECS, Hosts, OWN_TOKEN_LIFE_SECS, SIGN_TIMEOUT_SECS, SasToken, SignError, Signer,

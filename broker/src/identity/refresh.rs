@@ -4,32 +4,35 @@
 //! Anybody can make a login fail, so what failing logins cost is bounded: one call per identity and interval, a fixed
 //! number of calls at a time, a fixed number of logins that wait, one full refresh per interval.
 
+mod on_demand;
+mod turns;
+
 use std::collections::HashSet;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
 use super::certificate::ClientTrust;
 use super::name::Identity;
 use super::record::{Authentication, ServiceIdentity};
-use super::scope::{ScopeCache, ScopeCacheError, ScopeChange};
+use super::scope::{ScopeCache, ScopeChange};
+use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::{Hosts, unix_now_secs};
 use crate::backend::{Login, LoginError};
+use turns::{Last, Turns};
+
+pub use on_demand::{REFRESH_METHOD, REFRESH_METHOD_IDENTITIES_MAX};
+pub use turns::REMEMBERED_REFRESHES_MAX;
 
 /// Logins that wait for a refresh at a time; more are told to come again.
 pub const WAITING_LOGINS_MAX: usize = 64;
 
 /// Single refreshes under way at a time.
 pub const SINGLE_REFRESHES_MAX: usize = 4;
-
-/// Identities whose last single refresh is remembered.
-pub const REMEMBERED_REFRESHES_MAX: usize = 4_096;
 
 /// Modules of leaf devices that one full refresh asks for one by one; with more, it removes nothing.
 pub const LEAF_MODULES_MAX: usize = 1_000;
@@ -40,55 +43,6 @@ const NEWER_MAX: usize = 1_024;
 /// Changes that a slow listener may be behind; then it is told that it missed some.
 pub const CHANGES_MAX: usize = 256;
 
-/// Where the records come from.
-pub trait ScopeSource: Send + Sync + 'static {
-    /// The record of one identity, for a module with that of its device; empty when it does not exist or is not in
-    /// scope. `auth_chain` is that of the edge device on whose behalf the question is asked, ending at this hub's device.
-    fn one(
-        &self,
-        identity: &Identity,
-        auth_chain: &str,
-    ) -> impl Future<Output = Result<Vec<ServiceIdentity>, ScopeError>> + Send;
-
-    /// All records in scope.
-    fn all(&self) -> impl Future<Output = Result<FullScope, ScopeError>> + Send;
-}
-
-/// The answer to a full refresh.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FullScope {
-    /// All records that were received.
-    pub identities: Vec<ServiceIdentity>,
-    /// Whether that is everything. If not, nothing is removed from the cache.
-    pub complete: bool,
-}
-
-/// Why the upstream gave no records. The cache stays as it was.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScopeError {
-    /// The upstream cannot be reached, or broke off.
-    #[error("the upstream {0} cannot be reached for identities: {1}")]
-    Unreachable(String, String),
-    /// The upstream did not answer in time.
-    #[error("the upstream {0} did not answer within {1} s when asked for identities")]
-    Timeout(String, u64),
-    /// The upstream refused the hub itself.
-    #[error("the upstream refused the hub's own credentials with status {0}; check the hub's key and clock")]
-    Refused(u16),
-    /// The upstream failed.
-    #[error("the upstream answered status {0} when asked for identities")]
-    Status(u16),
-    /// The answer is too large or cannot be read.
-    #[error("the upstream's answer with identities is not usable: {0}")]
-    Answer(String),
-    /// The hub could not make its own token.
-    #[error(transparent)]
-    Token(#[from] super::token::SignError),
-    /// The cache does not take the records.
-    #[error(transparent)]
-    Cache(#[from] ScopeCacheError),
-}
-
 /// The intervals of refreshes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshOptions {
@@ -98,10 +52,8 @@ pub struct RefreshOptions {
     pub first_retry: Duration,
     /// Between refreshes on demand: single ones of one identity, full ones (`DeviceScopeCacheRefreshDelaySecs`, 120 s).
     pub delay: Duration,
-    /// Longest wait of a login for a full refresh (100 s).
-    pub full_wait: Duration,
-    /// Longest wait of a login for its turn and its single refresh (120 s).
-    pub single_wait: Duration,
+    /// Longest wait of a login for all refreshes that it needs (100 s).
+    pub login_wait: Duration,
 }
 
 impl Default for RefreshOptions {
@@ -110,8 +62,7 @@ impl Default for RefreshOptions {
             period: Duration::from_secs(3_600),
             first_retry: Duration::from_secs(60),
             delay: Duration::from_secs(120),
-            full_wait: Duration::from_secs(100),
-            single_wait: Duration::from_secs(120),
+            login_wait: Duration::from_secs(100),
         }
     }
 }
@@ -128,7 +79,7 @@ pub struct ScopeRefresher<S> {
     options: RefreshOptions,
     waiting: Semaphore,
     singles: Semaphore,
-    turns: DashMap<Identity, Arc<Turn>, ahash::RandomState>,
+    turns: Turns,
     full: Mutex<FullState>,
     full_turn: tokio::sync::Mutex<()>,
     full_wanted: Notify,
@@ -143,16 +94,12 @@ pub struct ScopeRefresher<S> {
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 #[derive(Default)]
-struct Turn {
-    last: tokio::sync::Mutex<Option<Instant>>,
-}
-
-#[derive(Default)]
 struct FullState {
     running: bool,
     wanted: bool,
     last_start: Option<Instant>,
-    succeeded: bool,
+    /// When the last one began that brought everything; what it did not bring is not in scope.
+    succeeded_start: Option<Instant>,
     /// What single refreshes brought while a full one is under way; newer than its answer.
     newer: Vec<(Identity, Vec<ServiceIdentity>)>,
 }
@@ -174,7 +121,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             options,
             waiting: Semaphore::new(WAITING_LOGINS_MAX),
             singles: Semaphore::new(SINGLE_REFRESHES_MAX),
-            turns: DashMap::default(),
+            turns: Turns::default(),
             full: Mutex::default(),
             full_turn: tokio::sync::Mutex::default(),
             full_wanted: Notify::new(),
@@ -225,7 +172,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             if let Err(error) = &outcome {
                 tracing::warn!(%error, "refreshing the identities in scope failed; the known ones stay");
             }
-            let known = self.full.lock().succeeded || !self.cache.is_empty();
+            let known = self.full.lock().succeeded_start.is_some() || !self.cache.is_empty();
             let pause = if known { self.options.period } else { self.options.first_retry };
             let wanted = async {
                 while !std::mem::take(&mut self.full.lock().wanted) {
@@ -260,7 +207,9 @@ impl<S: ScopeSource> ScopeRefresher<S> {
                 identities.retain(|entry| entry.identity != identity);
                 identities.extend(newer);
             }
-            full.succeeded |= complete;
+            if complete {
+                full.succeeded_start = full.last_start;
+            }
             if complete { self.cache.replace_all(identities)? } else { self.cache.update(identities)? }
         };
         Ok(self.announce(change))
@@ -346,15 +295,16 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(LoginError::Unavailable("too many logins wait for their identity's refresh".into()));
         };
-        let asked = self.ask(&suspect, login).await;
+        let deadline = Instant::now() + self.options.login_wait;
+        let asked = timeout_at(deadline, self.ask(&suspect, login)).await.unwrap_or(Asked::Failed);
         let mut failed = matches!(asked, Asked::Failed);
         if matches!(asked, Asked::Yes) {
             verdict = self.verdict(login);
         }
         if matches!(verdict, Verdict::Unknown(_) | Verdict::Refused(Refusal::NoChain(_))) {
-            self.await_full().await;
+            self.await_full(deadline).await;
             verdict = self.verdict(login);
-            failed |= !self.full.lock().succeeded;
+            failed |= self.full.lock().succeeded_start.is_none();
         }
         settled(verdict, failed)
     }
@@ -367,30 +317,36 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     /// Asks the upstream for an identity, at most once per delay.
     async fn ask(&self, identity: &Identity, login: &Login) -> Asked {
         // Before anything is known, the full refresh brings everything at once.
-        if !self.full.lock().succeeded && self.cache.is_empty() {
+        if self.full.lock().succeeded_start.is_none() && self.cache.is_empty() {
             return Asked::TooSoon;
         }
         let Some(auth_chain) = self.asking_chain(identity, login) else { return Asked::TooSoon };
-        let Some(turn) = self.turn(identity) else { return Asked::Failed };
-        let asking = async {
-            let mut last = turn.last.lock().await;
-            let unlimited =
-                self.cache.get(identity).is_some_and(|entry| entry.authentication == Authentication::None);
-            if !unlimited && last.is_some_and(|last| last.elapsed() < self.options.delay) {
-                // Whoever had the turn before has asked; its answer is in the cache.
-                return Asked::Yes;
+        let Some(turn) = self.turns.of(identity, self.options.delay) else { return Asked::Failed };
+        let mut last = turn.last.lock().await;
+        let unlimited =
+            self.cache.get(identity).is_some_and(|entry| entry.authentication == Authentication::None);
+        if let Some(Last { at, failed }) = *last
+            && !unlimited
+            && at.elapsed() < self.options.delay
+        {
+            // Whoever had the turn before has asked. If it had no answer, a full refresh since then may have brought one.
+            let answered = !failed || self.full.lock().succeeded_start.is_some_and(|start| start >= at);
+            return if answered { Asked::Yes } else { Asked::Failed };
+        }
+        let Ok(_single) = self.singles.acquire().await else { return Asked::Failed };
+        // Failed also for the next login if this one gives up half way.
+        let at = Instant::now();
+        *last = Some(Last { at, failed: true });
+        match self.refresh_one(identity, &auth_chain).await {
+            Ok(_) => {
+                *last = Some(Last { at, failed: false });
+                Asked::Yes
             }
-            let Ok(_single) = self.singles.acquire().await else { return Asked::Failed };
-            *last = Some(Instant::now());
-            match self.refresh_one(identity, &auth_chain).await {
-                Ok(_) => Asked::Yes,
-                Err(error) => {
-                    tracing::warn!(%identity, %error, "refreshing an identity failed");
-                    Asked::Failed
-                }
+            Err(error) => {
+                tracing::warn!(%identity, %error, "refreshing an identity failed");
+                Asked::Failed
             }
-        };
-        timeout(self.options.single_wait, asking).await.unwrap_or(Asked::Failed)
+        }
     }
 
     /// The chain of the edge device on whose behalf the question is asked: the acting child, else this edge device.
@@ -402,25 +358,8 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         asker.and_then(|actor| self.cache.chain_text(&actor)).or_else(|| Some(own.to_string()))
     }
 
-    /// The turn of an identity; absent when too many are remembered that were asked for less than the delay ago.
-    fn turn(&self, identity: &Identity) -> Option<Arc<Turn>> {
-        if let Some(turn) = self.turns.get(identity) {
-            return Some(turn.value().clone());
-        }
-        if self.turns.len() >= REMEMBERED_REFRESHES_MAX {
-            self.turns.retain(|_, turn| match turn.last.try_lock() {
-                Ok(last) => last.is_some_and(|last| last.elapsed() < self.options.delay),
-                Err(_) => true,
-            });
-            if self.turns.len() >= REMEMBERED_REFRESHES_MAX {
-                return None;
-            }
-        }
-        Some(self.turns.entry(identity.clone()).or_default().value().clone())
-    }
-
-    /// Waits for the full refresh that is under way, or for a new one if the delay allows it.
-    async fn await_full(&self) {
+    /// Waits until the deadline for the full refresh that is under way, or for a new one if the delay allows it.
+    async fn await_full(&self, deadline: Instant) {
         let mut done = self.full_done.subscribe();
         self.want_full();
         let (running, wanted) = {
@@ -428,7 +367,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             (full.running, full.wanted)
         };
         if running || wanted {
-            let _ = timeout(self.options.full_wait, done.changed()).await;
+            let _ = timeout_at(deadline, done.changed()).await;
         }
     }
 
@@ -476,171 +415,4 @@ fn settled(verdict: Verdict, upstream_failed: bool) -> Result<Accepted, LoginErr
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    use super::super::authenticate::tests::{hosts, login, token};
-    use super::super::scope::tests::{id, key_of, leaf, site};
-    use super::*;
-
-    #[derive(Default)]
-    struct Source {
-        registry: Mutex<Vec<ServiceIdentity>>,
-        ones: AtomicUsize,
-        alls: AtomicUsize,
-        fails: AtomicBool,
-        gate: Option<Semaphore>,
-        chains: Mutex<Vec<String>>,
-    }
-
-    impl Source {
-        fn failing(&self) -> Result<(), ScopeError> {
-            if self.fails.load(Ordering::SeqCst) { Err(ScopeError::Status(500)) } else { Ok(()) }
-        }
-    }
-
-    impl ScopeSource for Arc<Source> {
-        async fn one(&self, identity: &Identity, chain: &str) -> Result<Vec<ServiceIdentity>, ScopeError> {
-            self.ones.fetch_add(1, Ordering::SeqCst);
-            self.chains.lock().push(chain.to_owned());
-            tokio::task::yield_now().await;
-            self.failing()?;
-            Ok(self.registry.lock().iter().filter(|entry| entry.identity == *identity).cloned().collect())
-        }
-
-        async fn all(&self) -> Result<FullScope, ScopeError> {
-            self.alls.fetch_add(1, Ordering::SeqCst);
-            self.failing()?;
-            let mut identities = self.registry.lock().clone();
-            identities.retain(|entry| !entry.identity.to_string().starts_with("leaf1/"));
-            if let Some(gate) = &self.gate {
-                gate.acquire().await.unwrap().forget();
-            }
-            Ok(FullScope { identities, complete: true })
-        }
-    }
-
-    fn setup(delay: Duration) -> (Arc<Source>, Arc<ScopeRefresher<Arc<Source>>>) {
-        let source = Arc::new(Source { registry: Mutex::new(site()), ..Source::default() });
-        let cache = Arc::new(ScopeCache::new(&id("top")));
-        let options = RefreshOptions { delay, ..RefreshOptions::default() };
-        let refresher = Arc::new(ScopeRefresher::new(cache, source.clone(), hosts(), options));
-        (source, refresher)
-    }
-
-    const LONG: Duration = Duration::from_secs(3_600);
-
-    #[tokio::test]
-    async fn a_rolled_key_costs_one_call_for_all_logins_of_the_identity() {
-        let (source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        let mut changes = refresher.changes();
-        let rolled = Authentication::SymmetricKey { primary: Some(key_of("new")), secondary: None };
-        source.registry.lock().push(ServiceIdentity { authentication: rolled, ..leaf("leaf1", "top") });
-        let login = login("leaf1", None, token("leaf1", key_of("new")).await);
-        let (a, b) = tokio::join!(refresher.authenticate(&login), refresher.authenticate(&login));
-        assert!(a.is_ok() && b.is_ok(), "{a:?} {b:?}");
-        assert_eq!(source.ones.load(Ordering::SeqCst), 1);
-        assert_eq!(changes.recv().await.unwrap().changed, [id("leaf1")]);
-    }
-
-    #[tokio::test]
-    async fn a_wrong_password_costs_one_call_per_delay() {
-        let (source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        let login = login("leaf1", None, token("leaf1", key_of("wrong")).await);
-        for _ in 0..5 {
-            assert!(matches!(refresher.authenticate(&login).await, Err(LoginError::Refused(_))));
-        }
-        assert_eq!(source.ones.load(Ordering::SeqCst), 1);
-        assert_eq!(source.alls.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn an_unknown_identity_waits_for_the_full_refresh() {
-        let (source, refresher) = setup(Duration::ZERO);
-        source.fails.store(true, Ordering::SeqCst);
-        let login =
-            login("leaf2", Some("leaf2;child"), token("child/$edgeHub", key_of("child/$edgeHub")).await);
-        let running = refresher.clone();
-        let run = tokio::spawn(async move { running.run().await });
-        assert!(matches!(refresher.authenticate(&login).await, Err(LoginError::Unavailable(_))));
-        source.fails.store(false, Ordering::SeqCst);
-        assert!(refresher.authenticate(&login).await.is_ok());
-        assert_eq!(source.ones.load(Ordering::SeqCst), 0);
-        run.abort();
-    }
-
-    #[tokio::test]
-    async fn a_new_leaf_of_a_child_is_asked_for_on_its_behalf() {
-        let (source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        source.registry.lock().push(leaf("new", "child"));
-        let login = login("new", Some("new;child"), token("child/$edgeHub", key_of("child/$edgeHub")).await);
-        assert!(refresher.authenticate(&login).await.is_ok());
-        assert_eq!(*source.chains.lock(), ["child;top"]);
-    }
-
-    #[tokio::test]
-    async fn a_removed_identity_is_announced_and_refused() {
-        let (source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        source.registry.lock().retain(|entry| entry.identity != id("leaf1"));
-        let mut changes = refresher.changes();
-        let login = login("leaf1", None, token("leaf1", key_of("other")).await);
-        assert!(matches!(refresher.authenticate(&login).await, Err(LoginError::Refused(_))));
-        assert_eq!(changes.recv().await.unwrap().removed, [id("leaf1")]);
-        // Offline now: what is known stays good.
-        source.fails.store(true, Ordering::SeqCst);
-        assert!(refresher.refresh_all().await.is_err());
-        let login =
-            super::super::authenticate::tests::login("top/filter", None, token("top", key_of("top")).await);
-        assert!(refresher.authenticate(&login).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn modules_of_leaves_outlive_a_full_refresh_while_they_exist() {
-        let (source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        let part = super::super::scope::tests::module("leaf1/part");
-        source.registry.lock().push(part);
-        let login = login("leaf1/part", None, token("leaf1/part", key_of("leaf1/part")).await);
-        assert!(refresher.authenticate(&login).await.is_ok());
-        assert!(refresher.refresh_all().await.unwrap().is_empty());
-        source.registry.lock().retain(|entry| entry.identity != id("leaf1/part"));
-        assert_eq!(refresher.refresh_all().await.unwrap().removed, [id("leaf1/part")]);
-    }
-
-    #[tokio::test]
-    async fn a_full_answer_does_not_undo_what_was_learned_while_it_came() {
-        let registry = Mutex::new(site());
-        let source = Arc::new(Source { registry, gate: Some(Semaphore::new(1)), ..Source::default() });
-        let cache = Arc::new(ScopeCache::new(&id("top")));
-        let refresher =
-            ScopeRefresher::new(cache.clone(), source.clone(), hosts(), RefreshOptions::default());
-        refresher.refresh_all().await.unwrap();
-        let (full, ()) = tokio::join!(refresher.refresh_all(), async {
-            // The full answer is made, and on its way.
-            while source.alls.load(Ordering::SeqCst) < 2 {
-                tokio::task::yield_now().await;
-            }
-            source.registry.lock().push(leaf("new", "top"));
-            source.registry.lock().retain(|entry| entry.identity != id("leaf1"));
-            refresher.refresh_one(&id("new"), "top").await.unwrap();
-            refresher.refresh_one(&id("leaf1"), "top").await.unwrap();
-            source.gate.as_ref().unwrap().add_permits(1);
-        });
-        assert!(full.unwrap().is_empty());
-        assert!(cache.get(&id("new")).is_some());
-        assert_eq!(cache.get(&id("leaf1")), None);
-    }
-
-    #[tokio::test]
-    async fn waiting_logins_are_bounded() {
-        let (_source, refresher) = setup(LONG);
-        refresher.refresh_all().await.unwrap();
-        let _all = refresher.waiting.acquire_many(WAITING_LOGINS_MAX as u32).await.unwrap();
-        let login = login("leaf1", None, token("leaf1", key_of("wrong")).await);
-        assert!(matches!(refresher.authenticate(&login).await, Err(LoginError::Unavailable(_))));
-    }
-}
+mod tests;

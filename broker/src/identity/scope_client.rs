@@ -1,5 +1,7 @@
 //! The HTTPS client that asks the upstream for identities: the cloud hub, or the parent's hub; both are asked alike.
 
+mod request;
+
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -12,19 +14,16 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::pki_types::ServerName;
-use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::name::Identity;
 use super::record::{ScopePage, ServiceIdentity};
-use super::refresh::{FullScope, ScopeError, ScopeSource};
-use super::scope::{CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX};
+use super::scope::{CHAIN_EDGE_DEVICES_MAX, IDENTITIES_MAX};
+use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::TokenSource;
+use crate::dial::{self, HttpProxy, Target};
+use request::{Ask, Requests};
 
 /// Longest answer. A parent hub sends everything below one device in one page; an identity takes about 600 bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 * 1_024 * 1_024;
@@ -44,11 +43,6 @@ const RETRIES_MAX: u32 = 2;
 /// Longest pause between attempts.
 const RETRY_PAUSE_MAX_SECS: u64 = 10;
 
-const API_VERSION: &str = "2020-06-30-preview";
-
-/// What RFC 3986 lets stand in a path segment, as far as ids use it; `$edgeHub` is sent as it is.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'$');
-
 /// Whom to ask, and as whom.
 #[derive(Clone)]
 pub struct ScopeClientOptions {
@@ -60,8 +54,12 @@ pub struct ScopeClientOptions {
     pub edge_device: Identity,
     /// Roots of trust for the upstream.
     pub tls: Arc<rustls::ClientConfig>,
+    /// The proxy in between, but for the hosts that it excepts.
+    pub proxy: Option<Arc<HttpProxy>>,
     /// Tokens of this edge device's hub module.
     pub tokens: Arc<TokenSource>,
+    /// Whether by the nested calls (`NestedEdgeEnabled`, true). The old ones know no child edge devices.
+    pub nested: bool,
     /// Identities asked for in one page, 1 to 1000.
     pub page_size: u16,
     /// Pause before the first retry (1 s), doubled for each further one up to 10 s.
@@ -81,7 +79,9 @@ impl ScopeClientOptions {
             port: 443,
             edge_device: edge_device.of_device(),
             tls,
+            proxy: None,
             tokens,
+            nested: true,
             page_size: 100,
             retry_pause: Duration::from_secs(1),
         }
@@ -98,28 +98,10 @@ impl fmt::Debug for ScopeClientOptions {
     }
 }
 
-/// Asks the upstream for identities in nested mode. Keeps no connection between refreshes.
+/// Asks the upstream for identities. Keeps no connection between refreshes.
 #[derive(Debug, Clone)]
 pub struct ScopeClient {
     options: ScopeClientOptions,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AllRequest<'a> {
-    page_size: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continuation_link: Option<&'a str>,
-    auth_chain: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OneRequest<'a> {
-    target_device_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target_module_id: Option<&'a str>,
-    auth_chain: &'a str,
 }
 
 /// An open connection; its task ends with it, also when the peer stalls.
@@ -156,12 +138,9 @@ impl ScopeClient {
         let mut continuation: Option<String> = None;
         let mut links = HashSet::new();
         loop {
-            let request = AllRequest {
-                page_size: self.options.page_size.clamp(1, 1_000),
-                continuation_link: continuation.as_deref(),
-                auth_chain,
-            };
-            let body = self.call(connection, "devicesAndModulesInTargetDeviceScope", &request).await?;
+            let page_size = self.options.page_size.clamp(1, 1_000);
+            let ask = self.requests().all(page_size, continuation.as_deref(), auth_chain)?;
+            let body = self.call(connection, &ask).await?;
             let page = page(&body)?;
             identities.extend(page.identities);
             if identities.len() > room {
@@ -178,18 +157,11 @@ impl ScopeClient {
     }
 
     /// One call with its retries. The body of a 200.
-    async fn call(
-        &self,
-        connection: &mut Option<Connection>,
-        name: &str,
-        request: &impl Serialize,
-    ) -> Result<Bytes, ScopeError> {
-        let body = serde_json::to_vec(request).map_err(|error| ScopeError::Answer(error.to_string()))?;
-        let body = Bytes::from(body);
+    async fn call(&self, connection: &mut Option<Connection>, ask: &Ask) -> Result<Bytes, ScopeError> {
         let mut attempt = 0;
         loop {
             let limit = Duration::from_secs(CALL_TIMEOUT_SECS);
-            let outcome = match timeout(limit, self.attempt(connection, name, body.clone())).await {
+            let outcome = match timeout(limit, self.attempt(connection, ask)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ScopeError::Timeout(self.options.host.clone(), CALL_TIMEOUT_SECS)),
             };
@@ -211,27 +183,22 @@ impl ScopeClient {
         }
     }
 
-    async fn attempt(
-        &self,
-        connection: &mut Option<Connection>,
-        name: &str,
-        body: Bytes,
-    ) -> Result<Bytes, ScopeError> {
+    async fn attempt(&self, connection: &mut Option<Connection>, ask: &Ask) -> Result<Bytes, ScopeError> {
         let token = self.options.tokens.token().await?;
         let unreachable =
             |error: &dyn fmt::Display| ScopeError::Unreachable(self.options.host.clone(), error.to_string());
         let mut authorization = HeaderValue::from_str(&token).map_err(|error| unreachable(&error))?;
         authorization.set_sensitive(true);
-        let device = utf8_percent_encode(self.options.edge_device.device_id(), SEGMENT);
-        let request = Request::post(format!(
-            "/devices/{device}/modules/{HUB_MODULE_ID}/{name}?api-version={API_VERSION}"
-        ))
-        .header(HOST, self.host_header())
-        .header(AUTHORIZATION, authorization)
-        .header(CONTENT_TYPE, "application/json; charset=utf-8")
-        .header(USER_AGENT, concat!("edgehub/", env!("CARGO_PKG_VERSION")))
-        .body(Full::new(body))
-        .map_err(|error| unreachable(&error))?;
+        let mut request = Request::builder()
+            .method(ask.method.clone())
+            .uri(&ask.path)
+            .header(HOST, self.host_header())
+            .header(AUTHORIZATION, authorization)
+            .header(USER_AGENT, concat!("edgehub/", env!("CARGO_PKG_VERSION")));
+        if !ask.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json; charset=utf-8");
+        }
+        let request = request.body(Full::new(ask.body.clone())).map_err(|error| unreachable(&error))?;
 
         // Back into its place only when it is usable for the next call.
         let mut open = match connection.take() {
@@ -257,13 +224,13 @@ impl ScopeClient {
     async fn connect(&self) -> Result<Connection, ScopeError> {
         let host = &self.options.host;
         let unreachable = |error: &dyn fmt::Display| ScopeError::Unreachable(host.clone(), error.to_string());
-        let name = ServerName::try_from(host.clone()).map_err(|error| unreachable(&error))?;
-        let connecting = async {
-            let stream = TcpStream::connect((host.as_str(), self.options.port)).await?;
-            stream.set_nodelay(true)?;
-            TlsConnector::from(self.options.tls.clone()).connect(name, stream).await
+        let target = Target {
+            host,
+            port: self.options.port,
+            tls: &self.options.tls,
+            proxy: self.options.proxy.as_deref(),
         };
-        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), connecting)
+        let stream = timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS), dial::tls(target))
             .await
             .map_err(|_| ScopeError::Timeout(host.clone(), CONNECT_TIMEOUT_SECS))?
             .map_err(|error| unreachable(&error))?;
@@ -287,6 +254,10 @@ impl ScopeClient {
         }
     }
 
+    fn requests(&self) -> Requests<'_> {
+        Requests { edge_device: &self.options.edge_device, nested: self.options.nested }
+    }
+
     async fn pause(&self, attempt: u32) {
         let base = self.options.retry_pause.saturating_mul(1 << attempt.min(8));
         let base = base.min(Duration::from_secs(RETRY_PAUSE_MAX_SECS));
@@ -297,12 +268,8 @@ impl ScopeClient {
 
 impl ScopeSource for ScopeClient {
     async fn one(&self, identity: &Identity, auth_chain: &str) -> Result<Vec<ServiceIdentity>, ScopeError> {
-        let request = OneRequest {
-            target_device_id: identity.device_id(),
-            target_module_id: identity.module_id(),
-            auth_chain,
-        };
-        match self.call(&mut None, "getDeviceAndModuleOnBehalfOf", &request).await {
+        let ask = self.requests().one(identity, auth_chain)?;
+        match self.call(&mut None, &ask).await {
             Ok(body) => Ok(page(&body)?.identities),
             // Not found, or not in scope.
             Err(ScopeError::Status(400 | 401 | 403 | 404)) => Ok(Vec::new()),
@@ -334,7 +301,11 @@ impl ScopeSource for ScopeClient {
             };
             for entry in found {
                 let child = &entry.identity;
-                if entry.edge && depth < CHAIN_EDGE_DEVICES_MAX && seen.insert(child.clone()) {
+                if self.options.nested
+                    && entry.edge
+                    && depth < CHAIN_EDGE_DEVICES_MAX
+                    && seen.insert(child.clone())
+                {
                     waiting.push_back((child.clone(), format!("{child};{chain}"), depth + 1));
                 }
                 scope.identities.push(entry);

@@ -156,6 +156,15 @@ impl SasToken {
         self.audience_fits(hosts, claimed, false)
     }
 
+    /// Checks that the token is made for one of the hosts as a whole, as those of services are. Case is ignored.
+    ///
+    /// # Errors
+    /// [`TokenError::Audience`].
+    pub fn check_service_audience(&self, hosts: &Hosts) -> Result<(), TokenError> {
+        let fits = self.audiences().any(|text| hosts.hold(text.strip_suffix('/').unwrap_or(&text)));
+        if fits { Ok(()) } else { Err(TokenError::Audience) }
+    }
+
     fn audience_fits(&self, hosts: &Hosts, claimed: &Identity, or_device: bool) -> Result<(), TokenError> {
         let fits = self.audiences().any(|text| {
             let Some((host, device, module)) = audience_parts(&text) else { return false };

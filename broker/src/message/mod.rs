@@ -41,7 +41,7 @@ pub enum Origin {
 
 impl Origin {
     /// The text form of the system property.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Origin::Internal => "internal",
             Origin::Downstream => "downstream",
@@ -81,18 +81,37 @@ impl Message {
 
     /// The size that counts against [`MESSAGE_BYTES_MAX`]: bytes of the body, and of the names and values of all
     /// properties, those included that the hub adds. Texts count in UTF-8 bytes.
+    ///
+    /// Where the message entered counts the same on every hub, whichever it was, so that a parent takes all that its
+    /// child has accepted.
     pub fn size_bytes(&self) -> usize {
-        const ADDED: usize =
-            "edgeMessageId".len() + 36 + "edgeHubOriginInterface".len() + "connectionDeviceId".len();
+        const ADDED: usize = "edgeMessageId".len()
+            + 36
+            + "edgeHubOriginInterface".len()
+            + Origin::Internal.as_str().len()
+            + "connectionDeviceId".len();
         let identity = &self.sender.identity;
         let module = identity.module_id().map_or(0, |id| "connectionModuleId".len() + id.len());
         let model = self.sender.model_id.as_ref().map_or(0, |id| "modelId".len() + id.len());
-        self.body.len()
-            + self.properties.size_bytes()
-            + ADDED
-            + self.sender.origin.as_str().len()
-            + identity.device_id().len()
-            + module
-            + model
+        self.body.len() + self.properties.size_bytes() + ADDED + identity.device_id().len() + module + model
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_counts_a_message_as_its_child_did() {
+        let of = |origin| {
+            let identity = Identity::parse("edge1/m1").unwrap();
+            let sender = Arc::new(Sender { identity, origin, model_id: Some("dtmi:example:model;1".into()) });
+            let properties = Properties::copied_from([(PropertyName::Application("level"), "hot")]);
+            Message::new(sender, properties, Bytes::from_static(b"{}")).size_bytes()
+        };
+        assert_eq!(of(Origin::Internal), of(Origin::Downstream));
+        let names = "edgeMessageIdedgeHubOriginInterfaceconnectionDeviceIdconnectionModuleIdmodelIdlevel";
+        let values = 36 + "internaledge1m1dtmi:example:model;1hot".len();
+        assert_eq!(of(Origin::Internal), names.len() + values + 2);
     }
 }

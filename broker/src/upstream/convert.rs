@@ -1,12 +1,20 @@
 //! Messages and links of the hub as the upstream reads them.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::UpstreamOptions;
 use crate::amqp::{
-    AttachOptions, LinkAddress, LinkKind, MessageEncoder, MessageId, MessageProperties, Payload, Role,
-    SenderSettle, Terminus, Text, Value, encode_batch,
+    AttachOptions, Condition, Error, LinkAddress, LinkKind, Message as Encoded, MessageEncoder, MessageId,
+    MessageProperties, Outcome, Payload, ReceiverSettle, Role, SenderSettle, Terminus, Text, Value,
+    encode_batch, tag_lock_token,
 };
+use crate::backend::{self, MethodAnswer};
+use crate::head::amqp::convert::message;
 use crate::identity::Identity;
-use crate::message::{Message, SystemProperty};
+use crate::message::{Message, Properties, PropertyName, Sender, SystemProperty, Value as Held};
 
 /// The one interface id that is passed on: security messages.
 const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
@@ -17,35 +25,166 @@ const HEAD_BYTES: usize = 256;
 /// Version of the service's interface that links announce.
 const API_VERSION: &str = "2021-04-12";
 
-/// The link on which the messages of a sender go up; `chain` is the sender's auth chain.
-pub(super) fn telemetry_link(
-    sender: &Identity,
+/// Largest message that is taken on a link on which the hub receives, in bytes.
+const RECEIVED_BYTES_MAX: u64 = 1 << 20;
+
+/// Credit of the links on which the hub receives.
+const RECEIVED_CREDIT: u32 = 50;
+
+/// Longest name of a method, in bytes.
+const METHOD_NAME_BYTES_MAX: usize = 1_024;
+
+/// A link of an identity: `chain` is its auth chain, `channel` the same for all links of its session.
+pub(super) fn link(
+    kind: LinkKind,
+    identity: &Identity,
     chain: &str,
     model_id: Option<&str>,
+    channel: Uuid,
     options: &UpstreamOptions,
 ) -> AttachOptions {
-    let address = LinkAddress::Node {
-        kind: LinkKind::Telemetry,
-        device_id: sender.device_id().to_owned(),
-        module_id: sender.module_id().map(str::to_owned),
+    let (name, role) = match kind {
+        LinkKind::Telemetry => ("TelemetrySenderLink", Role::Sender),
+        LinkKind::CloudToDevice => ("TelemetryReceiverLink", Role::Receiver),
+        LinkKind::MethodCalls => ("MethodsReceiverLink", Role::Receiver),
+        LinkKind::MethodResponses => ("MethodsSenderLink", Role::Sender),
+        LinkKind::TwinAnswers => ("TwinReceiverLink", Role::Receiver),
+        LinkKind::TwinRequests => ("TwinSenderLink", Role::Sender),
+        LinkKind::Inputs => ("EventsReceiverLink", Role::Receiver),
+        LinkKind::Cbs => ("cbs", Role::Sender),
     };
+    let (pair, snd_settle, rcv_settle) = match kind {
+        LinkKind::Telemetry | LinkKind::Inputs => (None, SenderSettle::Unsettled, ReceiverSettle::First),
+        LinkKind::CloudToDevice => (None, SenderSettle::Unsettled, ReceiverSettle::Second),
+        LinkKind::MethodCalls | LinkKind::MethodResponses => {
+            (Some("methods"), SenderSettle::Settled, ReceiverSettle::First)
+        }
+        LinkKind::TwinAnswers | LinkKind::TwinRequests => {
+            (Some("twin"), SenderSettle::Settled, ReceiverSettle::First)
+        }
+        LinkKind::Cbs => (None, SenderSettle::Settled, ReceiverSettle::First),
+    };
+    let node = LinkAddress::Node {
+        kind,
+        device_id: identity.device_id().to_owned(),
+        module_id: identity.module_id().map(str::to_owned),
+    };
+    let node = node.to_uri(&options.host);
     let property = |name, value: &str| (Text::from_static(name), Value::String(value.into()));
     let mut properties = vec![
         property("com.microsoft:client-version", &options.product_info),
         property("com.microsoft:api-version", API_VERSION),
         property("com.microsoft:auth-chain", chain),
     ];
-    properties.extend(model_id.map(|model_id| property("com.microsoft:model-id", model_id)));
+    if role == Role::Sender {
+        properties.extend(model_id.map(|model_id| property("com.microsoft:model-id", model_id)));
+    }
+    let channel = |pair| property("com.microsoft:channel-correlation-id", &format!("{pair}:{channel}"));
+    properties.extend(pair.map(channel));
+    let (source, target, received_max, credit) = match role {
+        Role::Sender => (identity.device_id(), node.as_str(), 0, 0),
+        Role::Receiver => (node.as_str(), identity.device_id(), RECEIVED_BYTES_MAX, RECEIVED_CREDIT),
+    };
     AttachOptions {
-        name: Text::from_static("TelemetrySenderLink"),
-        role: Role::Sender,
-        source: Terminus::source(sender.device_id()),
-        target: Terminus::target(&address.to_uri(&options.host)),
-        snd_settle: Some(SenderSettle::Unsettled),
-        rcv_settle: None,
-        max_message_bytes: 0,
-        credit: 0,
+        name: Text::from_static(name),
+        role,
+        source: Terminus::source(source),
+        target: Terminus::target(target),
+        snd_settle: Some(snd_settle),
+        rcv_settle: Some(rcv_settle),
+        max_message_bytes: received_max,
+        credit,
         properties,
+    }
+}
+
+/// A request for the whole twin, and its correlation id.
+pub(super) fn twin_get() -> (String, Payload) {
+    twin_request("Get", "GET", None, Bytes::new())
+}
+
+/// A patch of reported properties, and its correlation id.
+pub(super) fn twin_patch(patch: Bytes) -> (String, Payload) {
+    twin_request("Patch", "PATCH", Some("/properties/reported"), patch)
+}
+
+/// A request for notifications of changed desired properties, and its correlation id.
+pub(super) fn twin_notify() -> (String, Payload) {
+    twin_request("Put", "PUT", Some("/notifications/twin/properties/desired"), Bytes::new())
+}
+
+fn twin_request(prefix: &str, operation: &str, resource: Option<&str>, body: Bytes) -> (String, Payload) {
+    let correlation = format!("{prefix}{}", Uuid::new_v4());
+    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    let annotation = |name, value: &str| (name, Value::String(value.into()));
+    encoder.annotations(
+        [annotation("operation", operation)]
+            .into_iter()
+            .chain(resource.map(|resource| annotation("resource", resource))),
+    );
+    encoder.properties(&MessageProperties {
+        correlation_id: Some(MessageId::String(correlation.as_str().into())),
+        ..MessageProperties::default()
+    });
+    (correlation, encoder.data(body))
+}
+
+/// The id, name and argument of a method call; none if it cannot be answered.
+pub(super) fn method_call(encoded: &Encoded) -> Option<(MessageId, Arc<str>, Bytes)> {
+    let correlation = encoded.properties().ok()?.correlation_id?;
+    let name = encoded.application_properties().ok()?.find_map(|entry| {
+        let (key, value) = entry.ok()?;
+        key.eq_ignore_ascii_case("IoThub-methodname").then(|| value.as_text().cloned())?
+    })?;
+    if name.is_empty() || name.len() > METHOD_NAME_BYTES_MAX {
+        return None;
+    }
+    let payload = encoded.body.data().filter(|body| !body.is_empty());
+    Some((correlation, name.as_str().into(), payload.unwrap_or(Bytes::from_static(b"null"))))
+}
+
+/// The answer of a method; the id has the type that the call's had.
+pub(super) fn method_response(correlation: &MessageId, answer: &MethodAnswer) -> Payload {
+    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    encoder
+        .properties(&MessageProperties {
+            correlation_id: Some(correlation.clone()),
+            ..MessageProperties::default()
+        })
+        .application_values([("IoThub-status", Value::Int(answer.status))]);
+    encoder.data(answer.payload.clone())
+}
+
+/// A cloud-to-device message as the hub knows messages; `tag` is that of its delivery, which stands for a lock token
+/// where the message names none.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn cloud_to_device(
+    encoded: &Encoded,
+    tag: Option<&[u8]>,
+    device: Arc<Sender>,
+) -> Result<Message, Error> {
+    let mut message = message(encoded, device)?;
+    let token = tag.and_then(|tag| <[u8; 16]>::try_from(tag).ok()).map(tag_lock_token);
+    if let (Held::Absent, Some(token)) = (message.properties.system(SystemProperty::LockToken), token) {
+        let lock = (PropertyName::System(SystemProperty::LockToken), token.as_str());
+        let all = message.properties.iter().map(|property| (property.name, property.value)).chain([lock]);
+        message.properties = Properties::copied_from(all);
+    }
+    Ok(message)
+}
+
+/// What becomes of a cloud-to-device message upstream when its device said so.
+pub(super) fn settlement(outcome: backend::Outcome) -> Outcome {
+    match outcome {
+        backend::Outcome::Accepted => Outcome::Accepted,
+        backend::Outcome::Rejected => Outcome::Rejected(None),
+        backend::Outcome::NotConvertible => {
+            let text = "the protocol of the device cannot carry it";
+            Outcome::Rejected(Some(Error::new(Condition::NOT_IMPLEMENTED, text)))
+        }
+        backend::Outcome::Released | backend::Outcome::NotOffered => Outcome::Released,
     }
 }
 

@@ -309,7 +309,8 @@ impl Lanes {
         self.in_flight = 0;
     }
 
-    fn lane_of(&mut self, sender: &Identity) -> LaneId {
+    /// The lane of an identity, whether it ever sends anything or not.
+    pub(crate) fn lane_of(&mut self, sender: &Identity) -> LaneId {
         if let Some(id) = self.by_sender.get(sender) {
             return *id;
         }

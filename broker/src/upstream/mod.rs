@@ -1,4 +1,4 @@
-//! The way up: one AMQP 1.0 connection, a session and link per sender, and the supervisor that keeps it alive.
+//! The way up: one AMQP 1.0 connection, a session with its links per identity, and the supervisor that keeps it alive.
 //!
 //! One task owns all of it, so nothing is locked and nothing is handed over: it reads the queues of the upstream
 //! endpoint, sorts what it read into lanes (one per sender), sends what the links' credit allows, and settles what
@@ -12,29 +12,44 @@
 //!
 //! | room | owns |
 //! | --- | --- |
-//! | `supervisor` | the states connecting, up, throttled, backing off; every deadline |
-//! | `uplink`, `remote` | one connection: sessions, links, what is on them |
+//! | `supervisor` | the states connecting, up, throttled, backing off; the list of all deadlines |
+//! | `dial` | name look-up, the addresses in turn, TCP and TLS |
+//! | `uplink` | one connection: what arrives, and what does not |
+//! | `remote` | one identity on it: its session and links |
+//! | `watchdog` | who gets nowhere, and how far up to start anew |
+//! | `failure` | why a connection failed, in stable names |
 //! | `tokens` | the links on which tokens are put, and when |
 //! | `verdict` | what answers and conditions of the upstream mean |
 //! | `lanes`, `lane` | order, window and parking per sender |
 //! | `turns` | whose turn it is to send |
 //! | `convert` | messages and links as the upstream reads them |
 //! | `fates` | messages that leave the lanes: settled and counted |
+//! | `work` | what outlives a connection |
+//! | `wants`, `outbox` | what identities want of the upstream, and what the hub is to hear |
+//! | `twins`, `answers` | requests that wait for the upstream, and answers that it waits for |
 //! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
 //! | `status` | what is shown of it |
 
+mod answers;
 pub mod control;
 mod convert;
+mod dial;
+mod failure;
 mod fates;
 mod lane;
 mod lanes;
+mod outbox;
 mod remote;
 mod status;
 mod supervisor;
 mod tokens;
 mod turns;
+mod twins;
 mod uplink;
 mod verdict;
+mod wants;
+mod watchdog;
+mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,17 +58,23 @@ use edgehub_storage::{Queue, QueueId, Store};
 use tokio::sync::watch;
 
 use crate::delivery::{BackoffOptions, Losses};
+use crate::dial::Transport;
 use crate::identity::{Identity, ScopeCache, TokenSource};
 
+use control::ControlPeer;
+pub use failure::UpstreamCause;
 pub use status::{UpstreamState, UpstreamStatus};
+pub use watchdog::WatchdogStep;
 
 /// How the upstream is reached.
 #[derive(Clone)]
 pub struct UpstreamOptions {
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
-    /// AMQP port, 5671 as a rule.
+    /// Port that is dialled: 5671 as a rule, 443 for WebSockets.
     pub port: u16,
+    /// What carries AMQP.
+    pub transport: Transport,
     /// Host of the cloud hub, in the names of tokens.
     pub hub_host: String,
     /// The hub's own identity, `{edge device}/$edgeHub`.
@@ -82,8 +103,8 @@ pub struct UpstreamOptions {
     pub product_info: String,
 }
 
-/// The hub's hold on the running supervisor.
-pub(crate) struct Handle {
+/// The hold on a running supervisor.
+pub struct Handle {
     queues: watch::Sender<Option<Vec<(u32, Queue)>>>,
     status: watch::Receiver<UpstreamStatus>,
     stop: watch::Sender<bool>,
@@ -91,7 +112,7 @@ pub(crate) struct Handle {
 
 impl Handle {
     /// The queues of the upstream endpoint, the most urgent first. Before the first call nothing is sent.
-    pub(crate) fn serve(&self, queues: Vec<(u32, Queue)>) {
+    pub fn serve(&self, queues: Vec<(u32, Queue)>) {
         self.queues.send_if_modified(|current| {
             let ids = |queues: &[(u32, Queue)]| -> Vec<QueueId> {
                 queues.iter().map(|(_, queue)| queue.id()).collect()
@@ -105,27 +126,31 @@ impl Handle {
     }
 
     /// The state of the way up, now and later.
-    pub(crate) fn status(&self) -> watch::Receiver<UpstreamStatus> {
+    pub fn status(&self) -> watch::Receiver<UpstreamStatus> {
         self.status.clone()
     }
 
     /// Closes the connection in order, within the limit.
-    pub(crate) async fn stop(&self, limit: Duration) {
+    pub async fn stop(&self, limit: Duration) {
         self.stop.send_replace(true);
         let _ = tokio::time::timeout(limit, self.stop.closed()).await;
     }
 }
 
-/// Starts the supervisor on a runtime.
-pub(crate) fn start(
+/// Starts the supervisor on a runtime. `control` is the other end of what the hub asks for and hears, and is served
+/// whether there is a connection or not; without one, somebody else serves it.
+pub fn start(
     options: UpstreamOptions,
+    control: Option<ControlPeer>,
     store: Store,
     losses: Arc<Losses>,
     runtime: &tokio::runtime::Handle,
 ) -> Handle {
+    let control = control.unwrap_or_else(|| control::channel(options.operation_timeout).2);
     let (queues, queues_receiver) = watch::channel(None);
     let (stop, stop_receiver) = watch::channel(false);
-    let supervisor = supervisor::Supervisor::new(options, store, losses, queues_receiver, stop_receiver);
+    let supervisor =
+        supervisor::Supervisor::new(options, store, losses, control, queues_receiver, stop_receiver);
     let status = supervisor.status();
     runtime.spawn(supervisor.run());
     Handle { queues, status, stop }

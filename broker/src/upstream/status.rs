@@ -1,9 +1,14 @@
 //! The state of the way up, for status pages and metrics.
 
+use std::collections::BTreeMap;
+
 use metrics::{counter, gauge, histogram};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::failure::{Failure, UpstreamCause};
+use super::watchdog::WatchdogStep;
 
 /// What the supervisor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -30,14 +35,35 @@ pub struct UpstreamStatus {
     pub since_unix_secs: u64,
     /// Why it is not up; empty while it is.
     pub reason: String,
+    /// What took the last connection, or kept it from coming about; stays when the next one is up.
+    pub last_cause: Option<UpstreamCause>,
     /// Connections lost or refused since the start.
     pub failures: u64,
+    /// The same by their cause.
+    pub failures_by_cause: BTreeMap<UpstreamCause, u64>,
+    /// How often something that did not get on was started anew since the start, by how far up.
+    pub watchdog: BTreeMap<WatchdogStep, u64>,
+    /// Identities that have a session upstream, or are getting one.
+    pub sessions: usize,
     /// Transfers without an answer.
     pub in_flight: usize,
     /// Messages that were read from the queues and are not settled.
     pub held: usize,
     /// Senders that are parked after a failure of their own.
     pub parked_senders: usize,
+    /// Identities whose twins, methods or cloud-to-device messages wait after a failure of their own.
+    pub parked_identities: usize,
+}
+
+/// How much is under way, and who waits.
+#[derive(Debug)]
+pub(crate) struct Load<'a> {
+    pub(crate) in_flight: usize,
+    pub(crate) held: usize,
+    pub(crate) sessions: usize,
+    pub(crate) parked_senders: usize,
+    pub(crate) parked_identities: usize,
+    pub(crate) watchdog: &'a BTreeMap<WatchdogStep, u64>,
 }
 
 /// Publishes the state and counts time offline.
@@ -55,10 +81,15 @@ impl StatusBoard {
             state: UpstreamState::Connecting,
             since_unix_secs: unix_secs(),
             reason: "starting".into(),
+            last_cause: None,
             failures: 0,
+            failures_by_cause: BTreeMap::new(),
+            watchdog: BTreeMap::new(),
+            sessions: 0,
             in_flight: 0,
             held: 0,
             parked_senders: 0,
+            parked_identities: 0,
         };
         gauge!("edgehub_upstream_connected").set(0.0);
         Self { sender: watch::Sender::new(status), hub_id, offline_since: Some(Instant::now()) }
@@ -84,31 +115,49 @@ impl StatusBoard {
             (true, None) | (false, Some(_)) => {}
         }
         gauge!("edgehub_upstream_connected").set(if up { 1.0 } else { 0.0 });
+        let throttled = state == UpstreamState::Throttled;
+        gauge!("edgehub_upstream_throttled").set(if throttled { 1.0 } else { 0.0 });
         self.sender.send_if_modified(|status| {
-            if status.state == state && status.reason == reason && state != UpstreamState::BackingOff {
+            if status.state == state && status.reason == reason {
                 return false;
             }
             if status.state != state {
                 status.state = state;
                 status.since_unix_secs = unix_secs();
             }
-            if state == UpstreamState::BackingOff {
-                status.failures += 1;
-            }
             reason.clone_into(&mut status.reason);
             true
         });
     }
 
+    /// The connection failed, or did not come about; the supervisor backs off.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        counter!("edgehub_upstream_failures_total", "reason" => failure.cause.as_str()).increment(1);
+        self.sender.send_modify(|status| {
+            status.last_cause = Some(failure.cause);
+            status.failures += 1;
+            *status.failures_by_cause.entry(failure.cause).or_insert(0) += 1;
+        });
+        self.enter(UpstreamState::BackingOff, &failure.text);
+    }
+
     /// How much is under way.
-    pub(crate) fn load(&self, in_flight: usize, held: usize, parked_senders: usize) {
-        gauge!("edgehub_upstream_inflight").set(in_flight as f64);
+    pub(crate) fn load(&self, load: Load<'_>) {
+        gauge!("edgehub_upstream_inflight").set(load.in_flight as f64);
+        gauge!("edgehub_upstream_sessions").set(load.sessions as f64);
+        gauge!("edgehub_upstream_parked").set(load.parked_senders.max(load.parked_identities) as f64);
         self.sender.send_if_modified(|status| {
-            let changed =
-                (status.in_flight, status.held, status.parked_senders) != (in_flight, held, parked_senders);
-            status.in_flight = in_flight;
-            status.held = held;
-            status.parked_senders = parked_senders;
+            let before = (status.in_flight, status.held, status.sessions);
+            let parked = (status.parked_senders, status.parked_identities);
+            let changed = before != (load.in_flight, load.held, load.sessions)
+                || parked != (load.parked_senders, load.parked_identities)
+                || status.watchdog != *load.watchdog;
+            if changed {
+                (status.in_flight, status.held, status.sessions) = (load.in_flight, load.held, load.sessions);
+                status.parked_senders = load.parked_senders;
+                status.parked_identities = load.parked_identities;
+                status.watchdog.clone_from(load.watchdog);
+            }
             changed
         });
     }

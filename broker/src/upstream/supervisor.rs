@@ -1,23 +1,48 @@
-//! The supervisor: connects, serves, backs off, and never waits without a deadline.
+//! The supervisor: connects, serves, backs off, and never waits for the network without a deadline.
+//!
+//! | wait | deadline | what then |
+//! | --- | --- | --- |
+//! | name look-up, TCP, TLS | the operation time-out, shared by all addresses | back off |
+//! | open of the upstream | the operation time-out, by the engine | back off |
+//! | the hub's own token: to be made, to be put, to be answered | the operation time-out each, twice it from TCP on | back off |
+//! | token of an identity | the operation time-out | the connection |
+//! | session, link of an identity | the operation time-out | watchdog, from the session on |
+//! | answer to a transfer | twice the operation time-out | watchdog, from the link on |
+//! | credit for what waits | the operation time-out | watchdog, from the link on |
+//! | answer to a twin request | the operation time-out | the request fails; watchdog, from the link on |
+//! | answer of a method by its client | 630 s | the call is forgotten |
+//! | detach that is to be answered before a link is made anew | the operation time-out | watchdog, from the session on |
+//! | bytes that the peer takes | 30 s, by the driver; the idle time-out, by the kernel | back off |
+//! | bytes of the peer | the idle time-out, by the engine and by keep-alive probes | back off |
+//! | close of the upstream, end of its stream | 5 s each | the process ends |
+//!
+//! What the rest of the hub does not take stops nobody here: see `outbox`. A cloud-to-device message that no client has
+//! settled waits without an end, as its sender wants it; it takes up credit of its own link only.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_storage::{Queue, ReadLimit, Store};
-use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::lanes::Lanes;
-use super::status::StatusBoard;
+use super::control::{ControlPeer, Request};
+use super::dial::dial;
+use super::failure::Failure;
+use super::status::{Load, StatusBoard};
 use super::uplink::Uplink;
+use super::work::Work;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
-use crate::delivery::{Backoff, Losses, QueueReader, SentMetrics};
+use crate::delivery::{Backoff, Losses, QueueReader};
+use crate::dial::UpstreamStream;
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
 const TURN_MESSAGES_MAX: usize = 512;
+
+/// Requests of the hub that one turn takes at most.
+const REQUESTS_TURN_MAX: usize = 64;
 
 /// How often deadlines of tokens, links and transfers are looked at; more often when deadlines are short.
 const LOOK_MILLIS_MAX: u64 = 500;
@@ -32,20 +57,22 @@ pub(super) struct Supervisor {
     options: UpstreamOptions,
     store: Store,
     losses: Arc<Losses>,
+    requests: mpsc::Receiver<Request>,
     queues: watch::Receiver<Option<Vec<(u32, Queue)>>>,
     stop: watch::Receiver<bool>,
     board: StatusBoard,
-    lanes: Lanes,
-    sent: SentMetrics,
+    work: Work,
     backoff: Backoff,
+    /// An address on which nothing got on.
+    avoid: Option<SocketAddr>,
 }
 
 /// Why serving a connection ended.
 enum End {
     /// The hub is stopping.
     Stopped,
-    /// The connection failed; the text says how.
-    Failed(String),
+    /// The connection failed.
+    Failed(Failure),
 }
 
 impl Supervisor {
@@ -53,15 +80,26 @@ impl Supervisor {
         options: UpstreamOptions,
         store: Store,
         losses: Arc<Losses>,
+        control: ControlPeer,
         queues: watch::Receiver<Option<Vec<(u32, Queue)>>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let address = format!("{}:{}", options.host, options.port);
         let board = StatusBoard::new(address, options.identity.to_string());
-        let lanes = Lanes::new(options.batch_max, options.backoff);
-        let sent = SentMetrics::new("upstream", "");
+        let work = Work::new(options.batch_max, options.backoff, control.downward);
         let backoff = Backoff::with(options.backoff);
-        Self { options, store, losses, queues, stop, board, lanes, sent, backoff }
+        Self {
+            options,
+            store,
+            losses,
+            requests: control.requests,
+            queues,
+            stop,
+            board,
+            work,
+            backoff,
+            avoid: None,
+        }
     }
 
     pub(super) fn status(&self) -> watch::Receiver<UpstreamStatus> {
@@ -70,39 +108,47 @@ impl Supervisor {
 
     pub(super) async fn run(mut self) {
         loop {
-            let reason = match self.connect_and_serve().await {
+            let failure = match self.connect_and_serve().await {
                 End::Stopped => return,
-                End::Failed(reason) => reason,
+                End::Failed(failure) => failure,
             };
-            self.lanes.reset();
+            self.work.reset();
             let pause = self.backoff.fail();
             tracing::warn!(
-                upstream = %self.options.host, reason, pause_secs = pause.as_secs_f32(),
-                "The upstream is not reachable; messages are stored"
+                upstream = %self.options.host, cause = failure.cause.as_str(), reason = failure.text,
+                pause_secs = pause.as_secs_f32(), "The upstream is not reachable; messages are stored"
             );
-            self.board.load(0, 0, 0);
-            self.board.enter(UpstreamState::BackingOff, &reason);
+            self.show_load(0);
+            self.board.failed(&failure);
+            let until = Instant::now() + pause;
+            if self.offline(sleep_until(until)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something while there is no connection; none when the hub is stopping.
+    async fn offline<T>(&mut self, waits_for: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(waits_for);
+        loop {
             tokio::select! {
-                () = sleep(pause) => {}
-                _ = self.stop.wait_for(|stop| *stop) => return,
+                done = &mut waits_for => return Some(done),
+                _ = self.stop.wait_for(|stop| *stop) => return None,
+                Some(request) = self.requests.recv() => self.work.offline(request),
+                () = self.work.outbox.turn(), if !self.work.outbox.is_empty() => {}
             }
         }
     }
 
     async fn connect_and_serve(&mut self) -> End {
         self.board.enter(UpstreamState::Connecting, "connecting");
-        let mut stop = self.stop.clone();
-        let connected = tokio::select! {
-            connected = timeout(self.options.operation_timeout, connect(&self.options)) => connected,
-            _ = stop.wait_for(|stop| *stop) => return End::Stopped,
+        let (options, avoid) = (self.options.clone(), self.avoid);
+        let dialled = match self.offline(dial(&options, avoid)).await {
+            None => return End::Stopped,
+            Some(Err(failure)) => return End::Failed(failure),
+            Some(Ok(dialled)) => dialled,
         };
-        let stream = match connected {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(reason)) => return End::Failed(reason),
-            Err(_) => {
-                return End::Failed(format!("no connection within {:?}", self.options.operation_timeout));
-            }
-        };
+        let (stream, address) = (dialled.stream, dialled.address);
         let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone(), self.losses.clone());
         let mut up_since = None;
         let end = self.serve(&mut uplink, &mut up_since).await;
@@ -110,6 +156,12 @@ impl Supervisor {
         if uplink.has_delivered() || up_since.is_some_and(lasted) {
             self.backoff.succeed();
         }
+        self.avoid = match end {
+            _ if uplink.wants_other_address() => Some(address),
+            // It works as well as the others.
+            _ if uplink.has_delivered() && self.avoid == Some(address) => None,
+            End::Stopped | End::Failed(_) => self.avoid,
+        };
         if uplink.is_token_refused() {
             // The clock may have been wrong when it was made. Whoever else signs at this moment makes a new one.
             let _ = timeout(self.options.operation_timeout, self.options.tokens.forget()).await;
@@ -120,69 +172,74 @@ impl Supervisor {
         end
     }
 
-    async fn serve(
-        &mut self,
-        uplink: &mut Uplink<TlsStream<TcpStream>>,
-        up_since: &mut Option<Instant>,
-    ) -> End {
+    async fn serve(&mut self, uplink: &mut Uplink<UpstreamStream>, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
-        let mut reader: Option<QueueReader> = None;
         let mut look = Instant::now() + look_every;
         // Whether there may be something to read, and whether reading failed since the last look.
         let (mut more, mut unreadable) = (true, false);
         let mut queues_changed = true;
+        let (mut requests, mut listens) = (Vec::new(), true);
         loop {
-            if let Err(reason) = uplink.handle_events(&mut self.lanes, reader.as_ref(), &mut self.sent) {
-                return End::Failed(reason);
+            if let Err(failure) = uplink.handle_events(&mut self.work) {
+                return End::Failed(failure);
             }
             let now = Instant::now();
             if now >= look {
                 look = now + look_every;
                 unreadable = false;
-                if let Err(reason) = uplink.look(&mut self.lanes, reader.as_ref(), now) {
-                    return End::Failed(reason);
+                if let Err(failure) = uplink.look(&mut self.work, now) {
+                    return End::Failed(failure);
                 }
                 self.show(uplink, now);
             }
-            if let Err(reason) = uplink.put_tokens(&self.lanes) {
-                return End::Failed(reason);
+            if let Err(failure) = uplink.put_tokens(&self.work.lanes) {
+                return End::Failed(failure);
             }
             if uplink.take_up() {
                 tracing::info!(upstream = %self.options.host, "Connected to the upstream");
                 *up_since = Some(now);
                 self.board.enter(UpstreamState::Up, "");
+                self.work.outbox.up();
+                uplink.arrange_all(&mut self.work);
+            }
+            if uplink.is_up() {
+                let awake = self.work.wants.wake(now);
+                uplink.resume(awake, &mut self.work);
             }
             if uplink.is_up()
                 && std::mem::take(&mut queues_changed)
                 && let Some(queues) = self.queues.borrow_and_update().as_deref()
             {
-                match &mut reader {
+                match &mut self.work.reader {
                     Some(reader) => reader.replace(queues),
-                    None => reader = Some(QueueReader::new(queues, self.options.lower_share_percent)),
+                    None => {
+                        let share = self.options.lower_share_percent;
+                        self.work.reader = Some(QueueReader::new(queues, share));
+                    }
                 }
                 more = true;
             }
             let mut may_wake = false;
-            if let Some(reader) = reader.as_mut() {
+            if let Some(reader) = self.work.reader.as_mut() {
                 // Not before reading got on: many lanes that fail at different times would keep it in one place.
                 may_wake = reader.is_fresh();
                 if may_wake {
-                    for (queue, offset) in self.lanes.wake(now) {
+                    for (queue, offset) in self.work.lanes.wake(now) {
                         reader.rewind_to(queue, offset);
                         more = true;
                     }
                 }
-                if more && !unreadable && self.lanes.room() > 0 {
+                if more && !unreadable && self.work.lanes.room() > 0 {
                     let limit = ReadLimit {
-                        count: self.lanes.room().min(TURN_MESSAGES_MAX),
-                        bytes: self.lanes.room_bytes(),
+                        count: self.work.lanes.room().min(TURN_MESSAGES_MAX),
+                        bytes: self.work.lanes.room_bytes(),
                     };
                     match reader.read(limit, None).await {
                         Ok(queued) => {
                             more = !queued.is_empty();
                             for queued in queued {
-                                if let Some(lane) = self.lanes.push(queued, now) {
-                                    uplink.ready(lane, &self.lanes);
+                                if let Some(lane) = self.work.lanes.push(queued, now) {
+                                    uplink.ready(lane, &self.work.lanes);
                                 }
                             }
                         }
@@ -194,18 +251,19 @@ impl Supervisor {
                         }
                     }
                 }
-                uplink.send(&mut self.lanes, reader, &mut self.sent);
-                may_wake = reader.is_fresh();
+                uplink.send(&mut self.work);
+                may_wake = self.work.reader.as_ref().is_some_and(QueueReader::is_fresh);
             }
-            let wake = self.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
-            let can_read = reader.is_some() && !unreadable && self.lanes.room() > 0;
+            let wake = self.work.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
+            let wake = self.work.wants.next_wake().map_or(wake, |at| at.min(wake));
+            let can_read = self.work.reader.is_some() && !unreadable && self.work.lanes.room() > 0;
             let idle = !(more && can_read);
             if !idle {
                 // Reading from memory never waits; the other tasks of this thread have their turn here.
                 tokio::task::yield_now().await;
             }
             let readable = async {
-                match reader.as_ref() {
+                match self.work.reader.as_ref() {
                     Some(reader) if can_read => reader.readable(None).await,
                     _ => std::future::pending().await,
                 }
@@ -218,33 +276,35 @@ impl Supervisor {
                     Ok(()) => queues_changed = true,
                     Err(_) => return End::Stopped,
                 },
+                received = self.requests.recv_many(&mut requests, REQUESTS_TURN_MAX), if listens => {
+                    // The hub let go of its end: nobody asks any more.
+                    listens = received > 0;
+                    requests.drain(..).for_each(|request| uplink.request(request, &mut self.work));
+                }
+                () = self.work.outbox.turn(), if !self.work.outbox.is_empty() => {}
                 _ = self.stop.wait_for(|stop| *stop) => return End::Stopped,
             }
         }
     }
 
-    fn show(&mut self, uplink: &Uplink<TlsStream<TcpStream>>, now: Instant) {
-        self.board.load(self.lanes.in_flight(), self.lanes.held(), self.lanes.parked());
+    fn show(&mut self, uplink: &Uplink<UpstreamStream>, now: Instant) {
+        self.show_load(uplink.sessions());
         if let Some(reason) = uplink.throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);
         } else if uplink.is_up() {
             self.board.enter(UpstreamState::Up, "");
         }
     }
-}
 
-/// Name look-up, TCP and TLS; the caller sets the deadline.
-async fn connect(options: &UpstreamOptions) -> Result<TlsStream<TcpStream>, String> {
-    let address = (options.host.as_str(), options.port);
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("cannot connect to {}:{}: {error}", options.host, options.port))?;
-    // Small frames must not wait for each other; a socket that cannot be told is slower, not wrong.
-    let _ = stream.set_nodelay(true);
-    let name = rustls::pki_types::ServerName::try_from(options.host.clone())
-        .map_err(|_| format!("{} is no host name or address", options.host))?;
-    tokio_rustls::TlsConnector::from(options.tls.clone())
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS with {} fails: {error}", options.host))
+    fn show_load(&mut self, sessions: usize) {
+        let lanes = &self.work.lanes;
+        self.board.load(Load {
+            in_flight: lanes.in_flight(),
+            held: lanes.held(),
+            sessions,
+            parked_senders: lanes.parked(),
+            parked_identities: self.work.wants.parked_count(),
+            watchdog: self.work.watchdog.steps(),
+        });
+    }
 }

@@ -10,8 +10,10 @@ use std::time::Duration;
 use ahash::AHashMap;
 use tokio::time::Instant;
 
+use super::UpstreamOptions;
+use super::failure::{Failure, UpstreamCause};
 use super::lanes::LaneId;
-use super::{UpstreamOptions, verdict::ended};
+use super::verdict::ended;
 use crate::amqp::{
     AttachOptions, CbsResponse, Connection, Error, LinkId, MessageId, PutToken, Role, SendError, SendOptions,
     SenderSettle, SessionId, Terminus,
@@ -49,7 +51,8 @@ pub(super) struct Tokens {
     asked: AHashMap<u64, (Holder, Instant)>,
     /// Since when tokens wait for credit.
     starved_since: Option<Instant>,
-    signing: Option<Signing>,
+    /// The token that is being made, and since when.
+    signing: Option<(Signing, Instant)>,
     token: Option<Arc<str>>,
     renew_at: Option<Instant>,
 }
@@ -73,8 +76,8 @@ impl Tokens {
     }
 
     /// Begins the session of the token links.
-    pub(super) fn begin(&mut self, engine: &mut Connection) -> Result<(), String> {
-        self.session = Some(engine.begin().ok_or("the upstream allows no session")?);
+    pub(super) fn begin(&mut self, engine: &mut Connection) -> Result<(), Failure> {
+        self.session = Some(engine.begin().ok_or_else(|| closed("the upstream allows no session"))?);
         Ok(())
     }
 
@@ -84,7 +87,7 @@ impl Tokens {
         session: SessionId,
         host: &str,
         engine: &mut Connection,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Failure> {
         if Some(session) != self.session {
             return Ok(false);
         }
@@ -104,7 +107,7 @@ impl Tokens {
         self.sender = engine.attach(session, link(Role::Sender, Some(SenderSettle::Settled)));
         match (self.receiver, self.sender) {
             (Some(_), Some(_)) => Ok(true),
-            _ => Err("the upstream allows no token links".into()),
+            _ => Err(closed("the upstream allows no token links")),
         }
     }
 
@@ -119,17 +122,17 @@ impl Tokens {
     }
 
     /// A link ended: without the token links the connection is of no use.
-    pub(super) fn link_lost(&self, link: LinkId, error: Option<&Error>) -> Result<(), String> {
+    pub(super) fn link_lost(&self, link: LinkId, error: Option<&Error>) -> Result<(), Failure> {
         match [self.sender, self.receiver].contains(&Some(link)) {
-            true => Err(ended("a token link", error)),
+            true => Err(closed(ended("a token link", error))),
             false => Ok(()),
         }
     }
 
     /// A session ended.
-    pub(super) fn session_lost(&self, session: SessionId, error: Option<&Error>) -> Result<(), String> {
+    pub(super) fn session_lost(&self, session: SessionId, error: Option<&Error>) -> Result<(), Failure> {
         match self.session == Some(session) {
-            true => Err(ended("the token session", error)),
+            true => Err(closed(ended("the token session", error))),
             false => Ok(()),
         }
     }
@@ -145,11 +148,11 @@ impl Tokens {
     }
 
     /// Waits for the token that is being signed. Ready when it is there, or failed; see [`Tokens::put`].
-    pub(super) fn poll_signing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
-        let Some(signing) = &mut self.signing else { return Poll::Pending };
+    pub(super) fn poll_signing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some((signing, _)) = &mut self.signing else { return Poll::Pending };
         let Poll::Ready(signed) = signing.as_mut().poll(cx) else { return Poll::Pending };
         self.signing = None;
-        self.token = Some(signed.map_err(|error| error.to_string())?);
+        self.token = Some(signed.map_err(|error| failed(error.to_string()))?);
         Poll::Ready(Ok(()))
     }
 
@@ -161,7 +164,7 @@ impl Tokens {
         options: &UpstreamOptions,
         opening: usize,
         identity: impl Fn(Holder) -> Option<&'a Identity>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let (Some(sender), true) = (self.sender, self.receiver_attached) else { return Ok(()) };
         while let Some(holder) = self.waiting.front().copied() {
             let Some(identity) = identity(holder) else {
@@ -174,7 +177,8 @@ impl Tokens {
             let Some(token) = self.token.clone() else {
                 if self.signing.is_none() {
                     let source = options.tokens.clone();
-                    self.signing = Some(Box::pin(async move { source.token().await }));
+                    let signing: Signing = Box::pin(async move { source.token().await });
+                    self.signing = Some((signing, Instant::now()));
                 }
                 return Ok(());
             };
@@ -203,7 +207,7 @@ impl Tokens {
                     }
                 }
                 Err(SendError::NotAttached | SendError::TooLarge { .. }) => {
-                    return Err("the token link takes no token".into());
+                    return Err(failed("the token link takes no token"));
                 }
                 Err(
                     SendError::NoCredit
@@ -229,16 +233,27 @@ impl Tokens {
     }
 
     /// Fails when the upstream took too long.
-    pub(super) fn look(&self, now: Instant, limit: Duration) -> Result<(), String> {
+    pub(super) fn look(&self, now: Instant, limit: Duration) -> Result<(), Failure> {
         let late = |since: Instant| now.duration_since(since) > limit;
         if self.asked.values().any(|(_, since)| late(*since)) {
-            return Err(format!("a token was not answered within {limit:?}"));
+            return Err(failed(format!("a token was not answered within {limit:?}")));
         }
         if self.starved_since.is_some_and(late) {
-            return Err(format!("the token link gave no credit within {limit:?}"));
+            return Err(failed(format!("the token link gave no credit within {limit:?}")));
+        }
+        if self.signing.as_ref().is_some_and(|(_, since)| late(*since)) {
+            return Err(failed(format!("the hub's own token was not made within {limit:?}")));
         }
         Ok(())
     }
+}
+
+fn closed(text: impl Into<String>) -> Failure {
+    Failure::new(UpstreamCause::Closed, text)
+}
+
+fn failed(text: impl Into<String>) -> Failure {
+    Failure::new(UpstreamCause::Token, text)
 }
 
 fn audience(hub_host: &str, identity: &Identity) -> String {

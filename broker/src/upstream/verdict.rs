@@ -2,6 +2,7 @@
 //!
 //! Everything is transient but a closed list: a condition that nobody foresaw must not cost messages.
 
+use super::control::ControlError;
 use crate::amqp::{Error, Outcome};
 
 /// What an answer means for the messages of a transfer.
@@ -66,6 +67,34 @@ pub(super) fn is_throttling(condition: &str) -> bool {
             | "com.microsoft:iot-hub-suspended"
             | "com.microsoft:iot-hub-quota-exceeded"
     )
+}
+
+/// Conditions by which the upstream says that it does not let an identity in.
+fn is_refusal(condition: &str) -> bool {
+    matches!(
+        condition,
+        "amqp:unauthorized-access" | "amqp:not-found" | "com.microsoft:iot-hub-not-found-error"
+    )
+}
+
+/// What those hear who asked for something of an identity whose links failed.
+pub(super) fn control_error(error: Option<&Error>) -> ControlError {
+    match error {
+        Some(error) if is_refusal(error.condition.as_str()) => ControlError::Unauthorized(error.to_string()),
+        Some(error) if is_throttling(error.condition.as_str()) => {
+            ControlError::Refused { status: 429, text: error.to_string() }
+        }
+        Some(_) | None => ControlError::Offline,
+    }
+}
+
+/// The same for a token that was refused with a status.
+pub(super) fn token_error(status: i32, text: &str) -> ControlError {
+    match status {
+        429 => ControlError::Refused { status: 429, text: text.to_owned() },
+        400..=499 => ControlError::Unauthorized(text.to_owned()),
+        _ => ControlError::Offline,
+    }
 }
 
 /// A sentence about something that the upstream ended.

@@ -20,7 +20,7 @@ const INPUTS: &str = "devices/e/modules/m/inputs/#";
 const PING: [u8; 2] = [0xc0, 0];
 const PONG: [u8; 2] = [0xd0, 0];
 
-fn puback(packet_id: u16) -> Vec<u8> {
+pub(crate) fn puback(packet_id: u16) -> Vec<u8> {
     packet(0x40, &packet_id.to_be_bytes())
 }
 
@@ -472,22 +472,6 @@ async fn flags_become_properties() {
     for name in ["mqtt-retain", "mqtt-dup"] {
         assert_eq!(state.published[0].properties.application(|known| known == name), Value::Text("true"));
     }
-}
-
-#[tokio::test]
-async fn twin_requests_are_answered_with_a_failure() {
-    let mock = Mock::default();
-    let mut wire = mock.connected("d1").await;
-    wire.send(&subscribe(1, &[("$iothub/twin/res/#", 0)])).await;
-    wire.packet().await.unwrap();
-    wire.send(&publish("$iothub/twin/GET/?$rid=a%2B", 0, b" ")).await;
-    let (first, body) = wire.packet().await.unwrap();
-    let topic = b"$iothub/twin/res/501/?$rid=a%2B";
-    assert_eq!((first, &body[2..2 + topic.len()]), (0x30, &topic[..]));
-    let json: serde_json::Value = serde_json::from_slice(&body[2 + topic.len()..]).unwrap();
-    assert_eq!(json["errorCode"], 501_000);
-    wire.send(&publish("$iothub/methods/res/200/?$rid=1", 9, b"{}")).await;
-    wire.expect(&puback(9)).await;
 }
 
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {

@@ -79,6 +79,14 @@ impl Backend for Mock {
         Ok(MockClient { mock: self.clone(), sender: Arc::new(sender) })
     }
 
+    fn reauthenticate(
+        &self,
+        _: &MockClient,
+        _: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        std::future::ready(Ok(()))
+    }
+
     fn sender(&self, client: &MockClient) -> Arc<Sender> {
         client.sender.clone()
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use edgehub_broker::backend::{Feature, HeadDrop};
+use edgehub_broker::backend::{CallId, Feature, HeadDrop};
+use edgehub_broker::head::mqtt::ConnectionEnd;
 use edgehub_broker::head::mqtt::frame::Frame;
 use edgehub_broker::head::mqtt::packet::{self, Packet, Text};
 use edgehub_broker::head::mqtt::session::feature;
 use edgehub_broker::head::mqtt::topic::{self, Inbound, TopicError};
 use edgehub_broker::head::mqtt::username::UserName;
-use edgehub_broker::head::mqtt::{ConnectionEnd, bag};
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Origin, Properties, PropertyName, Sender, SystemProperty};
 use serde_json::Value;
@@ -224,7 +224,7 @@ fn topics_out() {
         let start = match input["kind"].as_str().unwrap() {
             "twinResponse" => {
                 let status = input["status"].as_u64().unwrap() as u16;
-                let topic = topic::twin_response(status, input["rid"].as_str().unwrap());
+                let topic = topic::twin_response(status, input["rid"].as_str().unwrap(), None);
                 assert_eq!(topic, out["topic"], "{id}");
                 continue;
             }
@@ -242,13 +242,25 @@ fn topics_out() {
                 assert!(written.starts_with(base.as_bytes()), "{id}");
                 base.len()
             }
-            // The topic is not written yet, but its bag can be.
             "c2d" => {
-                bag::write(&mut written, None, &properties(input));
-                0
+                let identity = identity(input);
+                let sender = Sender { identity: identity.clone(), origin: Origin::Internal, model_id: None };
+                let message = Message::new(Arc::new(sender), properties(input), Bytes::new());
+                topic::write_device_bound(&mut written, identity.device_id(), &message);
+                let base = out["base"].as_str().unwrap();
+                assert!(written.starts_with(base.as_bytes()), "{id}");
+                base.len()
             }
-            // Not served yet.
-            "desired" | "methodCall" => continue,
+            "desired" => {
+                assert_eq!(topic::desired(input["version"].as_u64().unwrap()), out["topic"], "{id}");
+                continue;
+            }
+            "methodCall" => {
+                let call: CallId = input["correlationId"].as_str().unwrap().parse().unwrap();
+                let topic = topic::method_call(input["name"].as_str().unwrap(), call).unwrap();
+                assert_eq!(topic, out["topic"], "{id}");
+                continue;
+            }
             other => panic!("{id}: {other}"),
         };
         let written = String::from_utf8(written[start..].to_vec()).unwrap();

@@ -27,6 +27,8 @@ pub(crate) struct Recording {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) logins: Vec<Login>,
+    /// Newer credentials of clients that are logged in; refused like logins.
+    pub(crate) renewals: Vec<Login>,
     /// Logins without a token fail.
     pub(crate) needs_token: bool,
     /// Identities whose logins fail.
@@ -46,6 +48,8 @@ pub(crate) struct State {
     /// Twin requests, and why they are refused if they are.
     pub(crate) twin_requests: Vec<(Identity, TwinRequest)>,
     pub(crate) twin_refused: Option<TwinError>,
+    /// What was switched on and off.
+    pub(crate) features: Vec<(Identity, Feature, bool)>,
     pub(crate) method_answers: Vec<(Identity, CallId, MethodAnswer)>,
 }
 
@@ -107,6 +111,17 @@ impl Backend for Recording {
         Ok(Client { recording: self.clone(), sender: Arc::new(sender) })
     }
 
+    fn reauthenticate(
+        &self,
+        _: &Client,
+        login: Login,
+    ) -> impl Future<Output = Result<(), LoginError>> + Send + 'static + use<> {
+        let mut state = self.state.lock();
+        let result = state.refused.get(&login.identity).cloned().map_or(Ok(()), Err);
+        state.renewals.push(login);
+        std::future::ready(result)
+    }
+
     fn sender(&self, client: &Client) -> Arc<Sender> {
         client.sender.clone()
     }
@@ -134,7 +149,9 @@ impl Backend for Recording {
         }))
     }
 
-    fn subscribe(&self, _: &mut Client, _: Feature, _: bool) {}
+    fn subscribe(&self, client: &mut Client, feature: Feature, on: bool) {
+        self.state.lock().features.push((client.sender.identity.clone(), feature, on));
+    }
 
     fn twin(&self, client: &mut Client, request: TwinRequest) -> Result<(), TwinError> {
         let mut state = self.state.lock();

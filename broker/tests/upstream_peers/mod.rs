@@ -1,6 +1,9 @@
 //! What stands in for the upstream: the hub's own AMQP head over TLS, and a peer that misbehaves on request.
 
-mod foreign;
+#![allow(dead_code)] // each test program uses a part of it
+
+pub(crate) mod cloud;
+pub(crate) mod foreign;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -20,20 +23,23 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-pub(crate) use foreign::Foreign;
-
 use super::recording::Recording;
 
 /// Configurations of a server for `localhost` and of a client that trusts its authority.
 pub(crate) fn tls() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
+    tls_for(&["localhost"])
+}
+
+/// The same for these names.
+pub(crate) fn tls_for(names: &[&str]) -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
     let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let root = authority.self_signed(&key).unwrap();
     let issuer = Issuer::new(authority, key);
     let key = KeyPair::generate().unwrap();
-    let certificate =
-        CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
     let server = rustls::ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(
@@ -140,6 +146,8 @@ pub(crate) struct Scripted {
     /// Numbers of accepted messages, in order, with the name of the sender's address.
     pub(crate) accepted: Arc<Mutex<Vec<(String, u32)>>>,
     pub(crate) tokens_seen: Arc<Mutex<usize>>,
+    /// Addresses of the links that were asked for.
+    pub(crate) links: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scripted {
@@ -158,6 +166,7 @@ impl Scripted {
                         let parsed = LinkAddress::parse(&address, request.attach.role).unwrap();
                         let tokens = parsed.kind() == LinkKind::Cbs;
                         let slow = address.contains("/slow");
+                        self.links.lock().push(address.clone());
                         let credit = match (tokens, slow) {
                             (true, _) => manners.token_credit,
                             (false, true) => manners.slow_credit,
@@ -228,6 +237,12 @@ impl Scripted {
             }
             driver.turn().await;
         }
+    }
+
+    /// How often a module's links were asked for.
+    pub(crate) fn links_seen(&self, module: &str) -> usize {
+        let path = format!("/modules/{module}/");
+        self.links.lock().iter().filter(|address| address.contains(&path)).count()
     }
 
     /// The numbers of a sender that were accepted.

@@ -148,7 +148,7 @@ impl Site {
         let trust_file = toml::Value::from(self.file("ca.pem").to_string_lossy().into_owned());
         format!(
             "[listen]\nmqtt_address = \"{}\"\nmqtt_port = {}\nmetrics_address = \"{}\"\n\n\
-             [httpSettings]\nenabled = false\nmetrics_port = {}\n\n\
+             [amqpSettings]\nenabled = false\n\n[httpSettings]\nenabled = false\nmetrics_port = {}\n\n\
              [upstream]\nhost = \"localhost\"\namqp_port = {}\nhttps_port = {}\ntrust_file = {trust_file}\n",
             hub_mqtt.ip(),
             hub_mqtt.port(),

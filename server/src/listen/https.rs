@@ -45,6 +45,8 @@ const SDK_PATH: &str = "/$iothub/websocket";
 pub enum SubProtocol {
     /// MQTT 3.1.1.
     Mqtt,
+    /// AMQP 1.0 (OASIS AMQP WebSocket Binding 1.0 §2.1, by the name that SDKs ask for).
+    Amqp,
 }
 
 impl SubProtocol {
@@ -52,6 +54,7 @@ impl SubProtocol {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mqtt => "mqtt",
+            Self::Amqp => "AMQPWSB10",
         }
     }
 }
@@ -226,10 +229,14 @@ mod tests {
         Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: AMQPWSB10, MQTT\r\n\r\n";
 
-    /// The head of the answer to a request, and the sub-protocol that followed.
+    /// The head of the answer to a request where MQTT is offered, and the sub-protocol that followed.
     async fn ask(request: &str) -> (String, Option<SubProtocol>) {
+        ask_of(&[SubProtocol::Mqtt], request).await
+    }
+
+    async fn ask_of(offered: &[SubProtocol], request: &str) -> (String, Option<SubProtocol>) {
         let (mut near, far) = tokio::io::duplex(65_536);
-        let serving = tokio::spawn(serve(far, Instant::now(), Arc::new([SubProtocol::Mqtt])));
+        let serving = tokio::spawn(serve(far, Instant::now(), offered.into()));
         near.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -250,6 +257,21 @@ mod tests {
             assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
             assert!(head.contains("sec-websocket-protocol: mqtt\r\n"), "{head}");
             assert_eq!(sub_protocol, Some(SubProtocol::Mqtt));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_client_s_order_decides_among_what_is_offered() {
+        for (asked, chosen) in [
+            ("AMQPWSB10, MQTT", SubProtocol::Amqp),
+            ("amqpwsb10", SubProtocol::Amqp),
+            ("other, mqtt, AMQPWSB10", SubProtocol::Mqtt),
+        ] {
+            let request = GOOD.replace("AMQPWSB10, MQTT", asked);
+            let (head, sub_protocol) = ask_of(&[SubProtocol::Mqtt, SubProtocol::Amqp], &request).await;
+            let named = format!("sec-websocket-protocol: {}\r\n", chosen.name().to_lowercase());
+            assert!(head.contains(&named), "{asked}: {head}");
+            assert_eq!(sub_protocol, Some(chosen), "{asked}");
         }
     }
 

@@ -72,11 +72,8 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
     KnownSetting { name, effect: Effect::Ignored(why), own: false, secret: false }
 }
 
-const NO_AMQP_HEAD: &str = "this release has no AMQP listener";
 const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
-const NO_TWINS: &str = "this release serves no twins";
 const NO_WORKLOAD: &str = "this release does not use the workload API";
-const NO_PROXY: &str = "this release connects to its upstream without a proxy";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
 const OWN_STORE: &str = "the store sizes itself";
@@ -105,10 +102,10 @@ const KNOWN: &[KnownSetting] = &[
     ignored("EdgeModuleHubServerCAChainCertificateFile", "use the three EdgeHubDev… PEM files"),
     // Listeners
     used("mqttSettings:enabled"),
-    ignored("amqpSettings:enabled", NO_AMQP_HEAD),
-    ignored("amqpSettings:port", NO_AMQP_HEAD),
-    ignored("amqpSettings:scheme", NO_AMQP_HEAD),
-    ignored("amqpSettings:delayedBatchingEnabled", NO_AMQP_HEAD),
+    used("amqpSettings:enabled"),
+    used("amqpSettings:port"),
+    ignored("amqpSettings:scheme", "the port speaks TLS; listen.amqp_plain opens one without"),
+    ignored("amqpSettings:delayedBatchingEnabled", "dispositions of one turn are always sent together"),
     used("httpSettings:enabled"),
     used("httpSettings:port"),
     used("httpSettings:metrics_port"),
@@ -138,10 +135,10 @@ const KNOWN: &[KnownSetting] = &[
     // Authentication and scope
     mapped(
         "AuthenticationMode",
-        "clients are authenticated in the scope of this device (Scope), whatever it says",
+        "clients are authenticated in the scope of this device (Scope), whatever it says; those outside are refused",
     ),
     used("TrackDeviceState"),
-    ignored("NestedEdgeEnabled", "the nested calls are always used"),
+    used("NestedEdgeEnabled"),
     ignored("CacheTokens", "identities are kept on disk, tokens never"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
@@ -149,8 +146,9 @@ const KNOWN: &[KnownSetting] = &[
     ignored("ServerCertificateRenewAfterInMs", RENEWAL),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream
-    mapped("UpstreamProtocol", "Amqp is the one protocol towards the upstream in this release"),
-    ignored("https_proxy", NO_PROXY),
+    used("UpstreamProtocol"),
+    KnownSetting { name: "https_proxy", effect: Effect::Used, own: false, secret: true },
+    used("no_proxy"),
     ignored("IotHubConnectionPoolSize", "one connection carries all identities"),
     ignored("CloudConnectionIdleTimeoutSecs", "links follow their clients"),
     ignored("CloseCloudConnectionOnIdleTimeout", "links follow their clients"),
@@ -165,7 +163,7 @@ const KNOWN: &[KnownSetting] = &[
     // Store
     used("usePersistentStorage"),
     ignored("storeAndForwardEnabled", "messages are always stored before they are acknowledged"),
-    ignored("storeAndForward:timeToLiveSecs", "the manifest says it"),
+    ignored("storeAndForward:timeToLiveSecs", "the configuration says it"),
     used("StorageFolder"),
     ignored("EnableNonPersistentStorageBackup", NO_BACKUP),
     ignored("BackupFolder", NO_BACKUP),
@@ -178,11 +176,11 @@ const KNOWN: &[KnownSetting] = &[
     ignored("MessageCleanupIntervalSecs", "settled messages give their space back at once"),
     ignored("EncryptTwinStore", NO_WORKLOAD),
     // Twins and configuration
-    mapped("configSource", "the configuration is the file given by --manifest"),
-    ignored("routes:*", "routes come from --manifest"),
-    ignored("ConfigRefreshFrequencySecs", NO_TWINS),
-    ignored("MinTwinSyncPeriodSecs", NO_TWINS),
-    ignored("ReportedPropertiesSyncFrequencySecs", NO_TWINS),
+    used("configSource"),
+    ignored("routes:*", "routes come from the twin or from --manifest"),
+    used("ConfigRefreshFrequencySecs"),
+    used("MinTwinSyncPeriodSecs"),
+    used("ReportedPropertiesSyncFrequencySecs"),
     ignored("TwinManagerVersion", "there is one implementation"),
     // Diagnostics
     used("RuntimeLogLevel"),
@@ -204,6 +202,8 @@ const KNOWN: &[KnownSetting] = &[
     own("listen:mqtt_address"),
     own("listen:mqtt_port"),
     own("listen:mqtt_plain"),
+    own("listen:amqp_address"),
+    own("listen:amqp_plain"),
     own("listen:https_address"),
     own("listen:metrics_address"),
     own("listen:threads"),

@@ -108,6 +108,8 @@ const DESCRIPTIONS: &[Description] = &[
         "PEM file: further roots for the upstream and for client certificates.",
     ),
     flag("mqttSettings:enabled", "MQTT over TLS on or off."),
+    flag("amqpSettings:enabled", "AMQP over TLS on or off."),
+    integer("amqpSettings:port", 0, 65_535, "Port of AMQP over TLS; 0 lets the system choose."),
     flag("httpSettings:enabled", "HTTPS on or off: MQTT over WebSocket."),
     integer(
         "httpSettings:port",
@@ -154,6 +156,34 @@ const DESCRIPTIONS: &[Description] = &[
         YEAR_SECS,
         "Least seconds between two refreshes of one identity.",
     ),
+    flag(
+        "NestedEdgeEnabled",
+        "Asks the upstream for identities by the nested calls. `false`: by the old ones, which know no child edge devices.",
+    ),
+    choice(
+        "configSource",
+        &["twin", "file"],
+        "Where routes and times to live come from: the `twin` of `$edgeHub`, or the `file` of `--manifest`. Not given: \
+         the file if there is one, else the twin. With `twin`, the file counts until a twin is known.",
+    ),
+    integer(
+        "ConfigRefreshFrequencySecs",
+        1,
+        YEAR_SECS,
+        "Seconds between two reads of the whole twin of `$edgeHub`.",
+    ),
+    integer(
+        "ReportedPropertiesSyncFrequencySecs",
+        1,
+        YEAR_SECS,
+        "Least seconds between two updates of one identity's reported properties upstream; changes within it are one.",
+    ),
+    integer(
+        "MinTwinSyncPeriodSecs",
+        0,
+        YEAR_SECS,
+        "Least seconds between two reads of one client's twin after the upstream came back.",
+    ),
     text(
         "ApiProxyModuleId",
         "Module whose forwarded client certificates (`x-ms-edge-clientcert`) are believed.",
@@ -185,6 +215,12 @@ const DESCRIPTIONS: &[Description] = &[
         name: "listen:mqtt_plain",
         kind: ValueKind::Listener,
         text: "MQTT without TLS: `off`, a port (loopback), or an address with a port. Passwords cross it in clear text.",
+    },
+    text("listen:amqp_address", "Address of AMQP over TLS: `any` or an IP address."),
+    Description {
+        name: "listen:amqp_plain",
+        kind: ValueKind::Listener,
+        text: "AMQP without TLS: `off`, a port (loopback; 5672 is usual), or an address with a port. Tokens cross it in clear text.",
     },
     text("listen:https_address", "Address of HTTPS and WebSockets: `any` or an IP address."),
     text("listen:metrics_address", "Address of the pages: `any` or an IP address."),

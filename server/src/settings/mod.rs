@@ -27,6 +27,7 @@ mod value;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::AdminSocket;
@@ -36,15 +37,19 @@ pub use describe::{Description, ValueKind};
 pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
-pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions};
+pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions, UpstreamProtocol};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
+use edgehub_broker::dial::HttpProxy;
 use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
 
 /// Largest bound of the store that can be set: 1 PiB.
 const SPACE_BYTES_MAX: u64 = 1 << 50;
+
+/// What a listener without TLS may be set to.
+const PLAIN_EXPECTED: &str = "off, a port (bound to loopback), or an address with a port";
 
 /// Most connection threads.
 const THREADS_MAX: usize = 256;
@@ -70,6 +75,8 @@ pub struct Settings {
     pub delivery: DeliverySettings,
     /// Routes.
     pub routing: RoutingSettings,
+    /// The hub's own configuration.
+    pub configuration: ConfigurationSettings,
     /// Authentication of clients.
     pub scope: ScopeSettings,
     /// The metrics page.
@@ -113,10 +120,14 @@ pub struct TlsSettings {
 pub struct ListenSettings {
     /// MQTT over TLS.
     pub mqtt: Option<ListenAddress>,
+    /// AMQP over TLS.
+    pub amqp: Option<ListenAddress>,
     /// HTTPS and WebSockets.
     pub https: Option<ListenAddress>,
     /// MQTT without TLS.
     pub mqtt_plain: Option<ListenAddress>,
+    /// AMQP without TLS.
+    pub amqp_plain: Option<ListenAddress>,
     /// `/metrics`, `/healthz` and `/status`, plain HTTP.
     pub metrics: ListenAddress,
     /// Length of the queue of connections not yet accepted.
@@ -147,8 +158,12 @@ pub struct UpstreamSettings {
     pub host: HostName,
     /// Port of AMQP over TLS.
     pub amqp_port: u16,
-    /// Port of HTTPS.
+    /// Port of HTTPS, and of AMQP in WebSockets.
     pub https_port: u16,
+    /// What carries AMQP (`UpstreamProtocol`).
+    pub protocol: UpstreamProtocol,
+    /// The proxy of HTTPS and WebSockets (`https_proxy`, `no_proxy`).
+    pub proxy: Option<Arc<HttpProxy>>,
     /// PEM file with further roots for the upstream's certificate.
     pub trust_file: Option<PathBuf>,
     /// Messages per transfer at most.
@@ -202,9 +217,54 @@ pub struct RoutingSettings {
     pub strict: bool,
 }
 
+/// Where the hub's own configuration comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// The twin of `$edgeHub`.
+    Twin,
+    /// The manifest of `--manifest`.
+    File,
+}
+
+impl ConfigSource {
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "twin" => Some(Self::Twin),
+            "file" => Some(Self::File),
+            _ => None,
+        }
+    }
+}
+
+/// The hub's own configuration, and twins.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigurationSettings {
+    /// Where it comes from; not given: the manifest if there is one, else the twin.
+    pub source: Option<ConfigSource>,
+    /// Between two reads of the whole twin.
+    pub refresh_period: Duration,
+    /// Least time between two updates of an identity's reported properties.
+    pub report_pause: Duration,
+    /// Least time between two reads of a client's twin after the upstream came back.
+    pub twin_sync_period_min: Duration,
+}
+
+impl ConfigurationSettings {
+    fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
+        Ok(Self {
+            source: values.optional("configSource", "twin or file", ConfigSource::parse)?,
+            refresh_period: values.seconds("ConfigRefreshFrequencySecs", 1)?,
+            report_pause: values.seconds("ReportedPropertiesSyncFrequencySecs", 1)?,
+            twin_sync_period_min: values.seconds("MinTwinSyncPeriodSecs", 0)?,
+        })
+    }
+}
+
 /// Authentication of clients.
 #[derive(Clone, Debug)]
 pub struct ScopeSettings {
+    /// Ask by the nested calls (`NestedEdgeEnabled`).
+    pub nested: bool,
     /// Time between two full refreshes.
     pub refresh_interval: Duration,
     /// Least pause between refreshes of one identity.
@@ -255,7 +315,7 @@ impl Settings {
     fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         let hub = HubIdentity::read(values)?;
         let listen = ListenSettings::read(values)?;
-        let certificates = CertificateFiles::read(values, listen.mqtt.is_some() || listen.https.is_some())?;
+        let certificates = CertificateFiles::read(values, listen.uses_tls())?;
         Ok(Self {
             certificates,
             tls: TlsSettings {
@@ -280,6 +340,7 @@ impl Settings {
                     .integer("delivery:lower_priority_share_percent", 0..=LOWER_SHARE_PERCENT_MAX)?,
             },
             routing: RoutingSettings { strict: values.flag("routing:strict")? },
+            configuration: ConfigurationSettings::read(values)?,
             scope: ScopeSettings::read(values)?,
             metrics: MetricsSettings {
                 enabled: values.flag("metrics:listener:MetricsEnabled")?,
@@ -312,8 +373,14 @@ impl CertificateFiles {
 }
 
 impl ListenSettings {
+    /// Whether a listener is on that needs a certificate.
+    pub fn uses_tls(&self) -> bool {
+        self.mqtt.is_some() || self.amqp.is_some() || self.https.is_some()
+    }
+
     fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
         let mqtt = values.listen("listen:mqtt_address", "listen:mqtt_port")?;
+        let amqp = values.listen("listen:amqp_address", "amqpSettings:port")?;
         let https = values.listen("listen:https_address", "httpSettings:port")?;
         let threads_expected = format!("a whole number from 1 to {THREADS_MAX}");
         let parse_threads =
@@ -324,12 +391,10 @@ impl ListenSettings {
         };
         Ok(Self {
             mqtt: values.flag("mqttSettings:enabled")?.then_some(mqtt),
+            amqp: values.flag("amqpSettings:enabled")?.then_some(amqp),
             https: values.flag("httpSettings:enabled")?.then_some(https),
-            mqtt_plain: values.required(
-                "listen:mqtt_plain",
-                "off, a port (bound to loopback), or an address with a port",
-                parse_plain_listener,
-            )?,
+            mqtt_plain: values.required("listen:mqtt_plain", PLAIN_EXPECTED, parse_plain_listener)?,
+            amqp_plain: values.required("listen:amqp_plain", PLAIN_EXPECTED, parse_plain_listener)?,
             metrics: values.listen("listen:metrics_address", "httpSettings:metrics_port")?,
             backlog: values.integer("mqttSettings:ListenBacklogSize", 1..=65_535)?,
             threads: threads
@@ -347,6 +412,8 @@ impl UpstreamSettings {
             host: values.host("upstream:host")?.unwrap_or_else(|| hub.upstream_host().clone()),
             amqp_port: values.integer("upstream:amqp_port", 1..=u16::MAX)?,
             https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
+            protocol: values.upstream_protocol(),
+            proxy: values.proxy()?,
             trust_file: values.text("upstream:trust_file").map(PathBuf::from),
             batch_max: values.integer("MaxUpstreamBatchSize", 1..=500)?,
             operation_timeout: values.seconds("CloudOperationTimeoutSecs", 1)?,
@@ -396,6 +463,7 @@ fn hub_folder(values: &Values<'_>) -> PathBuf {
 impl ScopeSettings {
     fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
         Ok(Self {
+            nested: values.flag("NestedEdgeEnabled")?,
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,
             tracks_senders: values.flag("TrackDeviceState")?,

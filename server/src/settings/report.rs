@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use edgehub_broker::dial::ProxyUrlError;
+
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
 use super::layers::{Entry, Origin};
@@ -155,6 +157,14 @@ pub enum SettingsError {
         /// What is wrong.
         fault: IdentityFault,
     },
+    /// The proxy is not usable.
+    #[error("setting https_proxy ({origin}) is not usable: {fault}")]
+    Proxy {
+        /// Where it was given.
+        origin: Origin,
+        /// What is wrong; holds nothing of the URL.
+        fault: ProxyUrlError,
+    },
     /// Only the workload API is offered as a source of identity.
     #[error(
         "setting IOTEDGE_WORKLOADURI ({origin}): this release does not use the workload API; set \
@@ -183,10 +193,10 @@ pub enum SettingsError {
     },
     /// A TLS listener is on and has no certificate.
     #[error(
-        "setting {missing} is missing: MQTT over TLS needs a certificate and its key; set \
+        "setting {missing} is missing: the TLS listeners need a certificate and its key; set \
          EdgeHubDevServerCertificateFile and EdgeHubDevServerPrivateKeyFile to PEM files (`edgehub \
-         certificate create-demo` makes some for trying out), or switch the listener off with \
-         mqttSettings__enabled=false"
+         certificate create-demo` makes some for trying out), or switch the listeners off with \
+         mqttSettings__enabled, amqpSettings__enabled and httpSettings__enabled=false"
     )]
     NoCertificate {
         /// The setting that is not given.

@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use edgehub_broker::dial::HttpProxy;
 
 use super::layers::{Entry, Layers};
 use super::{HostName, Notice, SettingsError};
@@ -116,6 +119,15 @@ pub enum Durability {
     Memory,
 }
 
+/// What carries AMQP to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// TLS over TCP.
+    Amqp,
+    /// A WebSocket in TLS.
+    AmqpWs,
+}
+
 /// Typed access to the layers; every answer is a valid value or an error that names the setting.
 pub(super) struct Values<'a> {
     layers: &'a Layers,
@@ -213,6 +225,42 @@ impl<'a> Values<'a> {
             self.notices.push(Notice::FellBack { name, origin: entry.origin.clone(), to: fallback_name });
             fallback
         })
+    }
+
+    /// `UpstreamProtocol`: case does not matter. MQTT is not spoken upwards; what is taken instead uses the same kind
+    /// of connection.
+    pub(super) fn upstream_protocol(&mut self) -> UpstreamProtocol {
+        const NAME: &str = "UpstreamProtocol";
+        let mut instead = None;
+        let protocol = self.choice(NAME, UpstreamProtocol::Amqp, "Amqp", |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "amqp" => Some(UpstreamProtocol::Amqp),
+                "amqpws" => Some(UpstreamProtocol::AmqpWs),
+                "mqtt" => {
+                    instead = Some("Amqp is used: the upstream is not spoken to in MQTT");
+                    Some(UpstreamProtocol::Amqp)
+                }
+                "mqttws" => {
+                    instead = Some("AmqpWs is used: the upstream is not spoken to in MQTT");
+                    Some(UpstreamProtocol::AmqpWs)
+                }
+                _ => None,
+            }
+        });
+        if let (Some(how), Some(entry)) = (instead, self.entry(NAME)) {
+            self.notices.push(Notice::Mapped { name: NAME.into(), origin: entry.origin.clone(), how });
+        }
+        protocol
+    }
+
+    /// `https_proxy` with the exceptions of `no_proxy`.
+    pub(super) fn proxy(&self) -> Result<Option<Arc<HttpProxy>>, SettingsError> {
+        let Some(entry) = self.entry("https_proxy") else { return Ok(None) };
+        let exceptions = self.text("no_proxy").unwrap_or_default();
+        match HttpProxy::parse(&entry.text, exceptions) {
+            Ok(proxy) => Ok(Some(Arc::new(proxy))),
+            Err(fault) => Err(SettingsError::Proxy { origin: entry.origin.clone(), fault }),
+        }
     }
 
     /// `SslProtocols`: unknown entries are skipped, none at all means the default; a list that names only

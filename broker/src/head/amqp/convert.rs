@@ -1,11 +1,19 @@
-//! Messages as AMQP clients send them, read into the hub's own form.
+//! Messages as AMQP clients send and receive them, and the hub's own form.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use crate::amqp::{Condition, Error, Message as Encoded, Text, Value, property_text, timestamp_text};
-use crate::message::{Message, Properties, PropertyName, Sender, SystemProperty};
+use crate::amqp::{
+    Body, Condition, Error, Message as Encoded, MessageEncoder, MessageId, MessageProperties, Payload, Text,
+    Value, lock_token_tag, parse_timestamp, property_text, timestamp_text,
+};
+use crate::backend::Target;
+use crate::message::{Message, Properties, PropertyName, Sender, SystemProperty, Value as PropertyValue};
+
+/// Room for the sections in front of a body; larger ones grow.
+const HEAD_BYTES: usize = 256;
 
 /// Names of application properties that stand for system properties.
 const APPLICATION_NAMES: [(&str, SystemProperty); 4] = [
@@ -20,7 +28,7 @@ const APPLICATION_NAMES: [(&str, SystemProperty); 4] = [
 ///
 /// # Errors
 /// When a section cannot be decoded, or the body is not data.
-pub(super) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message, Error> {
+pub(crate) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message, Error> {
     let malformed =
         |error| Error::new(Condition::DECODE_ERROR, format!("the message cannot be read: {error}"));
     let mut system: Vec<(SystemProperty, Text)> = Vec::new();
@@ -73,4 +81,76 @@ pub(super) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message,
     let free =
         application.iter().map(|(name, text)| (PropertyName::Application(name.as_str()), text.as_str()));
     Ok(Message::new(sender, Properties::copied_from(named.chain(free)), body))
+}
+
+/// The document that is the body of a twin request or a method answer: data, or a value that is text or binary.
+///
+/// # Errors
+/// When the body is something else.
+pub(super) fn document(encoded: &Encoded) -> Result<Bytes, Error> {
+    if let Some(data) = encoded.body.data() {
+        return Ok(data);
+    }
+    match (&encoded.body, encoded.value()) {
+        (Body::Value(_), Ok(Some(Value::String(text)))) => Ok(text.into_bytes()),
+        (Body::Value(_), Ok(Some(Value::Binary(bytes)))) => Ok(bytes),
+        _ => Err(Error::new(Condition::NOT_IMPLEMENTED, "the body must be one or more data sections")),
+    }
+}
+
+/// Writes a message for a client, and the delivery tag of its lock token, if it has one that is a GUID. The body is not
+/// copied. Values that cannot be written in their type are left out.
+pub(super) fn encode(message: &Message, target: &Target) -> (Payload, Option<[u8; 16]>) {
+    let properties = &message.properties;
+    let text = |property| properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
+    let lock_token = text(SystemProperty::LockToken);
+    let lock = lock_token.as_ref().and_then(|token| lock_token_tag(token));
+    let mut annotations: SmallVec<[(&str, Value); 8]> = SmallVec::new();
+    let mut annotate = |name: &'static str, value: Option<Value>| {
+        annotations.extend(value.map(|value| (name, value)));
+    };
+    let enqueued = text(SystemProperty::EnqueuedTime).and_then(|text| parse_timestamp(&text));
+    annotate("iothub-enqueuedtime", enqueued.map(Value::TimestampMillis));
+    let count = text(SystemProperty::DeliveryCount).and_then(|text| text.parse().ok());
+    annotate("iothub-deliverycount", count.map(Value::Ubyte));
+    annotate("x-opt-lock-token", lock_token.map(Value::String));
+    let number = text(SystemProperty::SequenceNumber).and_then(|text| text.parse().ok());
+    annotate("x-opt-sequence-number", number.map(Value::Ulong));
+    match target {
+        Target::Input(input) => {
+            annotate("x-opt-input-name", Some(Value::String((&**input).into())));
+            let identity = &message.sender.identity;
+            let device = text(SystemProperty::OriginalSenderDeviceId);
+            let device = device.unwrap_or_else(|| identity.device_id().into());
+            annotate("iothub-connection-device-id", Some(Value::String(device)));
+            let module = text(SystemProperty::OriginalSenderModuleId);
+            let module = module.or_else(|| identity.module_id().map(Text::from));
+            annotate("iothub-connection-module-id", module.map(Value::String));
+        }
+        // The device is the sender of what is sent to itself, which tells it nothing.
+        Target::Device => {}
+    }
+    annotate("dt-subject", text(SystemProperty::ComponentName).map(Value::String));
+
+    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    encoder.annotations(annotations).properties(&MessageProperties {
+        message_id: text(SystemProperty::MessageId).map(MessageId::String),
+        correlation_id: text(SystemProperty::CorrelationId).map(MessageId::String),
+        user_id: properties.system_bytes(SystemProperty::UserId),
+        to: text(SystemProperty::To),
+        content_type: text(SystemProperty::ContentType),
+        content_encoding: text(SystemProperty::ContentEncoding),
+        absolute_expiry_time_millis: text(SystemProperty::AbsoluteExpiryTime)
+            .and_then(|text| parse_timestamp(&text)),
+        ..MessageProperties::default()
+    });
+    let own = APPLICATION_NAMES.iter().filter(|(_, property)| *property != SystemProperty::OutputName);
+    let own: SmallVec<[(&str, Text); 3]> = own
+        .filter_map(|(name, property)| Some((*name, text(*property)?)))
+        // A property that the sender named like one of ours wins.
+        .filter(|(name, _)| properties.application(|sent| sent == *name) == PropertyValue::Absent)
+        .collect();
+    let own = own.iter().map(|(name, text)| (*name, text.as_str()));
+    encoder.application_strings(properties.application_properties().chain(own));
+    (encoder.data(message.body.clone()), lock)
 }

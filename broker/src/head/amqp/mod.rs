@@ -3,12 +3,24 @@
 //! Many identities share a connection: each link belongs to the identity of its address, and each identity is
 //! logged in once, with the token that was put for it or, on behalf of it, for the hub of a child device.
 //!
-//! This release serves tokens (`$cbs`) and telemetry links. Links of other functions are refused with
-//! `amqp:not-implemented`.
+//! [`connection`] has the turns and knows which event is for whom; [`clients`] logs in and out; [`identity`] is one logged-in identity with one link
+//! of each function, whose parts are [`telemetry`], [`deliveries`], [`twin`] and [`methods`].
 
+mod clients;
 mod connection;
-mod convert;
+pub(crate) mod convert;
+mod deliveries;
+mod identity;
+mod limits;
+mod logins;
 mod mailboxes;
+mod methods;
+mod outbox;
+mod plain;
+mod telemetry;
 mod tokens;
+mod turn;
+mod twin;
 
-pub use connection::{AmqpLimits, serve};
+pub use connection::serve;
+pub use limits::AmqpLimits;

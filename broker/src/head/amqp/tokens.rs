@@ -6,16 +6,20 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use bytes::Bytes;
 
-use super::connection::AmqpLimits;
+use super::limits::AmqpLimits;
 use crate::amqp::{
     CbsResponse, Connection, LinkId, Message as Encoded, PutToken, SendError, SendOptions, SessionId, Text,
 };
 use crate::identity::{Identity, SasToken, unix_now_secs};
 
+/// Links on which answers may go out.
+const RECEIVERS_MAX: usize = 64;
+
 /// Tokens by the identities that they name. They are kept, not judged: the login at the attach of a link judges.
 pub(super) struct Tokens {
     kept: AHashMap<Identity, Arc<str>>,
     kept_bytes: usize,
+    of_sasl: Option<(Identity, Arc<str>)>,
     receivers: Vec<LinkId>,
     /// Answers that wait for a link to go out on.
     answers: VecDeque<(SessionId, CbsResponse)>,
@@ -28,6 +32,7 @@ impl Tokens {
         Self {
             kept: AHashMap::new(),
             kept_bytes: 0,
+            of_sasl: None,
             receivers: Vec::new(),
             answers: VecDeque::new(),
             tokens_max: limits.tokens_max,
@@ -35,9 +40,20 @@ impl Tokens {
         }
     }
 
-    /// The last token that names the identity.
+    /// The last token that names the identity, or that SASL brought for it.
     pub(super) fn get(&self, identity: &Identity) -> Option<&Arc<str>> {
-        self.kept.get(identity)
+        let of_sasl = || self.of_sasl.as_ref().filter(|(of, _)| of == identity).map(|(_, token)| token);
+        self.kept.get(identity).or_else(of_sasl)
+    }
+
+    /// SASL proved an identity with this token, which may be that of its device.
+    pub(super) fn set_of_sasl(&mut self, identity: Identity, token: Arc<str>) {
+        self.of_sasl = Some((identity, token));
+    }
+
+    /// Whether one more link for answers may be attached.
+    pub(super) fn has_room_for_receiver(&self) -> bool {
+        self.receivers.len() < RECEIVERS_MAX
     }
 
     /// Answers may go out on this link.
@@ -55,8 +71,9 @@ impl Tokens {
         self.receivers.retain(|receiver| receiver.session() != session);
     }
 
-    /// Takes a put-token request; the answer waits for [`Tokens::send_answers`].
-    pub(super) fn request(&mut self, session: SessionId, payload: &Bytes) {
+    /// Takes a put-token request; the answer waits for [`Tokens::send_answers`]. Gives the identities whose token is
+    /// another one now.
+    pub(super) fn request(&mut self, session: SessionId, payload: &Bytes) -> Vec<Identity> {
         let (correlation_id, result) = match Encoded::parse(payload) {
             Ok(message) => {
                 let (id, request) = PutToken::decode(&message);
@@ -66,7 +83,7 @@ impl Tokens {
         };
         let kept = result.and_then(|request| self.keep(request.token.expose()));
         let (status_code, description) = match &kept {
-            Ok(()) => (200, "OK"),
+            Ok(_) => (200, "OK"),
             Err(reason) => (400, reason.as_str()),
         };
         // A client that takes no answers gets none.
@@ -74,6 +91,7 @@ impl Tokens {
             let description = Text::from(description);
             self.answers.push_back((session, CbsResponse { correlation_id, status_code, description }));
         }
+        kept.unwrap_or_default()
     }
 
     /// Sends the answers that have a link: that of the request's session, else the newest.
@@ -95,22 +113,28 @@ impl Tokens {
         }
     }
 
-    fn keep(&mut self, text: &str) -> Result<(), String> {
+    fn keep(&mut self, text: &str) -> Result<Vec<Identity>, String> {
         let token = SasToken::parse(text, unix_now_secs()).map_err(|error| error.to_string())?;
         let identities = token.identities();
         if identities.is_empty() {
             return Err("the token is for no device or module".into());
         }
         let text: Arc<str> = text.into();
+        let mut changed = Vec::new();
         for identity in identities {
-            let before = self.kept.get(&identity).map(|before| before.len());
+            let before = self.kept.get(&identity);
+            if before.is_some_and(|before| *before == text) {
+                continue;
+            }
+            let before = before.map(|before| before.len());
             let bytes = self.kept_bytes - before.unwrap_or(0) + text.len();
             if (before.is_none() && self.kept.len() >= self.tokens_max) || bytes > self.bytes_max {
                 return Err("too many tokens on one connection".into());
             }
             self.kept_bytes = bytes;
-            self.kept.insert(identity, text.clone());
+            self.kept.insert(identity.clone(), text.clone());
+            changed.push(identity);
         }
-        Ok(())
+        Ok(changed)
     }
 }

@@ -99,6 +99,11 @@ pub fn write(out: &mut Vec<u8>, sender: Option<&Identity>, properties: &Properti
     }
 }
 
+/// Appends one property alone.
+pub(super) fn write_pair(out: &mut Vec<u8>, name: &str, value: &str) {
+    Separator { first: true }.pair(out, name, value);
+}
+
 struct Pair<'a> {
     name: &'a str,
     value: Option<&'a str>,

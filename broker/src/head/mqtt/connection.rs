@@ -1,6 +1,9 @@
 //! One connection from CONNECT to its end: a single task that decodes in turns, publishes each turn as one batch,
 //! acknowledges in order, and writes deliveries.
 
+mod turn;
+mod will;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -9,25 +12,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::warn;
 
-use super::deliver::{Deliverer, DeliveryLimits, TooSlow};
+use super::control::{self, NotCalled};
+use super::deliver::{Deliverer, DeliveryLimits, Notified};
 use super::encode;
-use super::end::{ConnectionEnd, ProtocolError};
-use super::frame::{FixedHeader, Frame};
+use super::end::ConnectionEnd;
+use super::frame::FixedHeader;
 use super::handshake::{self, Admitted};
-use super::packet::{self, Packet, PacketId, Publish, QoS, Will};
+use super::packet::PacketId;
 use super::session::{FeatureSet, Session};
-use super::topic::{self, Inbound};
 use super::wire::Wire;
-use crate::backend::{Backend, CloseReason, Command, HeadDrop, PublishError};
+use crate::backend::{Backend, CallId, CloseReason, Command, PublishError};
 use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
-use crate::message::{Message, Sender};
+use crate::message::Sender;
 
 /// Output beyond this is not added to by deliveries, and what the client asks is not answered until it shrinks.
 const OUTPUT_BACKLOG_BYTES_MAX: usize = 1_048_576;
@@ -37,6 +40,14 @@ const READ_AHEAD_BYTES_MAX: usize = 65_536;
 const IN_FLIGHT_MAX: usize = 4_096;
 /// Deliveries that wait behind a full output or window; the pumps' own windows keep far below.
 const WAITING_MAX: usize = 8_192;
+/// Twin answers, notifications and method calls that wait behind a full output.
+const NOTICES_WAITING_MAX: usize = 100;
+/// Bytes of them.
+const NOTICES_WAITING_BYTES_MAX: usize = 16_777_216;
+/// Those out at QoS 1 that the client has not acknowledged; further ones go at QoS 0, for nobody waits for it.
+const NOTICES_IN_FLIGHT_MAX: usize = 100;
+/// Calls that cannot be put to the client and wait to be answered in its place.
+const NOT_CALLED_MAX: usize = 1_024;
 /// How long the will of an ended connection may take to get in line.
 const WILL_MAX: Duration = Duration::from_secs(5);
 
@@ -161,6 +172,9 @@ where
     let delivery_limits = DeliveryLimits {
         in_flight_max: IN_FLIGHT_MAX,
         waiting_max: WAITING_MAX,
+        notices_waiting_max: NOTICES_WAITING_MAX,
+        notices_waiting_bytes_max: NOTICES_WAITING_BYTES_MAX,
+        notices_in_flight_max: NOTICES_IN_FLIGHT_MAX,
         output_backlog_bytes_max: OUTPUT_BACKLOG_BYTES_MAX,
     };
     let mut connection = Connection {
@@ -173,6 +187,7 @@ where
         session,
         stored_session,
         features: FeatureSet::default(),
+        not_called: Vec::new(),
         publishes: VecDeque::new(),
         packet_ids: VecDeque::new(),
         pending: 0,
@@ -185,7 +200,7 @@ where
     };
     let end = connection.work(backend, &mut client, &sender, persistent).await;
     if let Some(will) = will.filter(|_| end.keeps_will()) {
-        let published = publish_will(backend, &mut client, &sender, will);
+        let published = will::publish_will(backend, &mut client, &sender, will);
         if timeout(WILL_MAX, published).await.is_err() {
             warn!("client {}: its will could not be stored in time", sender.identity);
         }
@@ -204,6 +219,8 @@ struct Connection<'a, S, F, C> {
     /// The session as the store has it; empty when it has none.
     stored_session: Bytes,
     features: FeatureSet,
+    /// Calls that did not reach the client, to be answered in its place.
+    not_called: Vec<(CallId, NotCalled)>,
     /// Turns whose messages are not stored yet, oldest first.
     publishes: VecDeque<Publishes<C>>,
     /// The packet ids of all of them, in the order of the PUBLISH packets.
@@ -228,21 +245,10 @@ struct Publishes<C> {
     bytes: usize,
 }
 
-/// What one turn of decoding brought.
-#[derive(Default)]
-struct Turn {
-    messages: Vec<Message>,
-    acknowledged: usize,
-    count: usize,
-    bytes: usize,
-    /// SUBACKs and UNSUBACKs, sent when the session is stored.
-    answers: BytesMut,
-    end: Option<ConnectionEnd>,
-}
-
 /// How far a connection may go while a future runs that needs its client.
 enum Progress {
-    Input,
+    /// There is something to do that needs the client.
+    Turn,
     End(ConnectionEnd),
 }
 
@@ -264,180 +270,18 @@ where
     {
         self.switch_features(backend, client);
         loop {
+            for (call, not_called) in self.not_called.drain(..) {
+                backend.method_answered(client, call, not_called.answer());
+            }
             let turn = self.turn(backend, client, sender);
             if let Err(end) = self.finish_turn(backend, client, persistent, turn).await {
                 return end;
             }
             match poll_fn(|cx| self.poll_progress(cx, false)).await {
-                Progress::Input => {}
+                Progress::Turn => {}
                 Progress::End(end) => return end,
             }
         }
-    }
-
-    /// Decodes every complete packet of the input, unless too much waits already.
-    fn turn<B: Backend>(&mut self, backend: &B, client: &B::Client, sender: &Arc<Sender>) -> Turn {
-        let mut turn = Turn::default();
-        let before = self.wire.input.len();
-        while turn.end.is_none() && !self.rests(turn.count, turn.bytes) {
-            let frame = match Frame::take(&mut self.wire.input) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(error) => {
-                    turn.end = Some(ProtocolError::Frame(error).into());
-                    break;
-                }
-            };
-            turn.end = match packet::decode(frame) {
-                Err(error) => Some(ProtocolError::Decode(error).into()),
-                Ok(packet) => self.packet(backend, client, sender, &mut turn, packet).err(),
-            };
-        }
-        let consumed = before - self.wire.input.len();
-        if consumed > 0 {
-            self.last_packet = Instant::now();
-            self.looked_ahead_bytes = self.looked_ahead_bytes.saturating_sub(consumed);
-        }
-        if self.wire.input.is_empty() {
-            // Even an empty buffer would keep the whole of the last read alive.
-            self.wire.input = BytesMut::new();
-        }
-        // What a client acknowledged in front of its DISCONNECT counts; from one that broke the protocol nothing does.
-        if !matches!(turn.end, Some(ConnectionEnd::Protocol(_))) {
-            self.deliverer.settle_acknowledged();
-        }
-        turn
-    }
-
-    fn packet<B: Backend>(
-        &mut self,
-        backend: &B,
-        client: &B::Client,
-        sender: &Arc<Sender>,
-        turn: &mut Turn,
-        packet: Packet,
-    ) -> Result<(), ConnectionEnd> {
-        match packet {
-            Packet::Connect(_) => return Err(ProtocolError::SecondConnect.into()),
-            Packet::Publish(publish) => self.publish(backend, client, sender, turn, publish)?,
-            Packet::PubAck(packet_id) => {
-                if !self.deliverer.acknowledge(packet_id) {
-                    tracing::debug!("client {}: PUBACK of the unknown id {packet_id}", self.identity);
-                }
-            }
-            Packet::Subscribe { packet_id, filters } => {
-                for (filter, granted) in &filters {
-                    let subscribed = self.session.subscribe(&self.identity, filter.as_str(), *granted);
-                    subscribed.map_err(ProtocolError::SessionFull)?;
-                }
-                encode::suback(&mut turn.answers, packet_id, filters.iter().map(|(_, granted)| *granted));
-            }
-            Packet::Unsubscribe { packet_id, filters } => {
-                for filter in &filters {
-                    self.session.unsubscribe(filter.as_str());
-                }
-                encode::unsuback(&mut turn.answers, packet_id);
-            }
-            Packet::PingReq => match self.pings_answered_ahead.checked_sub(1) {
-                Some(left) => self.pings_answered_ahead = left,
-                None => encode::pingresp(&mut self.wire.output),
-            },
-            Packet::Disconnect => return Err(ConnectionEnd::Disconnected),
-        }
-        Ok(())
-    }
-
-    fn publish<B: Backend>(
-        &mut self,
-        backend: &B,
-        client: &B::Client,
-        sender: &Arc<Sender>,
-        turn: &mut Turn,
-        publish: Publish,
-    ) -> Result<(), ConnectionEnd> {
-        const RETAIN: (&str, &str) = ("mqtt-retain", "true");
-        const DUP: (&str, &str) = ("mqtt-dup", "true");
-        let Publish { topic, payload, packet_id, dup, retain } = publish;
-        let added: &[_] = match (retain, dup) {
-            (false, false) => &[],
-            (true, false) => &[RETAIN],
-            (false, true) => &[DUP],
-            (true, true) => &[RETAIN, DUP],
-        };
-        turn.count += 1;
-        turn.bytes += topic.bytes().len() + payload.len();
-        match topic::read(&self.identity, &topic, added) {
-            Inbound::Telemetry(properties) => {
-                let message = Message::new(sender.clone(), properties, payload);
-                match backend.check(client, &message) {
-                    Ok(()) => turn.messages.push(message),
-                    Err(PublishError::TooLarge { size_bytes, limit_bytes }) => {
-                        return Err(ProtocolError::TooLarge { size_bytes, limit_bytes }.into());
-                    }
-                    Err(PublishError::Malformed(_)) => self.dropped(backend, client, HeadDrop::BadProperties),
-                    Err(error) => return Err(ConnectionEnd::Store(error)),
-                }
-            }
-            Inbound::TwinGet { request_id } | Inbound::TwinPatch { request_id: Some(request_id) } => {
-                self.answer_twin_request(request_id);
-            }
-            // Without a request id nobody waits for an answer, and no method was called.
-            Inbound::TwinPatch { request_id: None } | Inbound::MethodResponse { .. } => {}
-            Inbound::Drop(reason) => self.dropped(backend, client, reason),
-            Inbound::Close(error) => return Err(ProtocolError::Topic(error).into()),
-        }
-        if let Some(packet_id) = packet_id {
-            self.packet_ids.push_back(packet_id);
-            turn.acknowledged += 1;
-        }
-        Ok(())
-    }
-
-    /// Publishes and stores what a turn brought, and only then answers.
-    async fn finish_turn<B>(
-        &mut self,
-        backend: &B,
-        client: &mut B::Client,
-        persistent: bool,
-        turn: Turn,
-    ) -> Result<(), ConnectionEnd>
-    where
-        B: Backend<Commit = C>,
-    {
-        let Turn { messages, acknowledged, count, bytes, answers, end } = turn;
-        if count > 0 {
-            let commit = if messages.is_empty() {
-                None
-            } else {
-                Some(self.drive(backend.publish(client, messages)).await?.map_err(ConnectionEnd::Store)?)
-            };
-            self.pending += count;
-            self.pending_bytes += bytes;
-            self.publishes.push_back(Publishes { commit, acknowledged, count, bytes });
-        }
-        if !answers.is_empty() {
-            if persistent {
-                self.store_session(backend).await?;
-            }
-            self.switch_features(backend, client);
-            self.wire.output.extend_from_slice(&answers);
-        }
-        match end {
-            None => Ok(()),
-            Some(end) => Err(end),
-        }
-    }
-
-    /// Stores the session unless it is what is stored already: SDKs subscribe again and again to the same.
-    async fn store_session<B: Backend>(&mut self, backend: &B) -> Result<(), ConnectionEnd> {
-        let bytes = self.session.to_bytes();
-        if self.stored_session != bytes {
-            let identity = self.identity.clone();
-            let stored = self.drive(backend.store_session(&identity, Some(bytes.clone()))).await?;
-            stored.map_err(ConnectionEnd::Store)?;
-            self.stored_session = bytes;
-        }
-        Ok(())
     }
 
     /// Runs a future that needs the client; meanwhile everything goes on but decoding.
@@ -450,7 +294,7 @@ where
             match self.poll_progress(cx, true) {
                 // A broken socket must not tear a batch from the client's last words: the loop finds it later.
                 Poll::Ready(Progress::End(end)) => Poll::Ready(Err(end)),
-                Poll::Ready(Progress::Input) | Poll::Pending => Poll::Pending,
+                Poll::Ready(Progress::Turn) | Poll::Pending => Poll::Pending,
             }
         })
         .await
@@ -463,19 +307,11 @@ where
             return Poll::Ready(Progress::End(ConnectionEnd::Closed(CloseReason::Stopping)));
         }
         while let Poll::Ready(command) = self.mailbox.poll_recv(cx) {
-            let end = match command {
-                Some(Command::Deliver(deliveries)) => {
-                    match self.deliverer.deliver(self.wire, &self.session, deliveries) {
-                        Ok(()) => continue,
-                        Err(TooSlow) => ConnectionEnd::TooSlow,
-                    }
-                }
-                Some(Command::TwinAnswer(_) | Command::Desired(_) | Command::Invoke(_)) => continue,
-                Some(Command::Close(reason)) => ConnectionEnd::Closed(reason),
-                // A backend that lets go of the mailbox will never deliver or close again.
-                None => ConnectionEnd::Closed(CloseReason::TakenOver),
-            };
-            return Poll::Ready(Progress::End(end));
+            // A backend that lets go of the mailbox will never deliver or close again.
+            let command = command.unwrap_or(Command::Close(CloseReason::TakenOver));
+            if let Err(end) = self.obey(command) {
+                return Poll::Ready(Progress::End(end));
+            }
         }
         if let Err(error) = self.acknowledge_stored(cx) {
             return Poll::Ready(Progress::End(ConnectionEnd::Store(error)));
@@ -488,12 +324,15 @@ where
         if self.wire.broken() && !driving {
             return Poll::Ready(Progress::End(ConnectionEnd::PeerClosed));
         }
+        if !self.not_called.is_empty() && !driving {
+            return Poll::Ready(Progress::Turn);
+        }
         loop {
             let rests = driving || self.rests(0, 0);
             if rests {
                 self.answer_pings_ahead(cx);
             } else if self.has_packet() {
-                return Poll::Ready(Progress::Input);
+                return Poll::Ready(Progress::Turn);
             } else if self.wire.peer_closed() {
                 return Poll::Ready(Progress::End(ConnectionEnd::PeerClosed));
             }
@@ -510,6 +349,41 @@ where
             }
         }
         self.poll_timer(cx, driving).map(Progress::End)
+    }
+
+    /// Does what the hub asks for.
+    fn obey(&mut self, command: Command) -> Result<(), ConnectionEnd> {
+        match command {
+            Command::Deliver(deliveries) => {
+                self.deliverer.deliver(self.wire, &self.session, deliveries)?;
+            }
+            Command::TwinAnswer(answer) => {
+                if let Some(notice) = control::twin_answer(&answer) {
+                    self.deliverer.notify(self.wire, &self.session, notice)?;
+                }
+            }
+            Command::Desired(patch) => {
+                self.deliverer.notify(self.wire, &self.session, control::desired(patch))?;
+            }
+            Command::Invoke(call) => {
+                let id = call.id;
+                let called = match control::call(call) {
+                    Ok(notice) => match self.deliverer.notify(self.wire, &self.session, notice)? {
+                        Notified::Taken => Ok(()),
+                        Notified::NotSubscribed => Err(NotCalled::NotSubscribed),
+                    },
+                    Err(not_called) => Err(not_called),
+                };
+                // Beyond the bound the caller hears of it by its own time limit.
+                if let Err(not_called) = called
+                    && self.not_called.len() < NOT_CALLED_MAX
+                {
+                    self.not_called.push((id, not_called));
+                }
+            }
+            Command::Close(reason) => return Err(ConnectionEnd::Closed(reason)),
+        }
+        Ok(())
     }
 
     /// Puts out the PUBACKs of all turns that are stored, in order.
@@ -594,64 +468,5 @@ where
     fn poll_write(&mut self, cx: &mut Context<'_>) {
         self.wire.poll_write(cx);
         self.deliverer.settle_written(self.wire.written_position());
-    }
-
-    fn switch_features<B: Backend>(&mut self, backend: &B, client: &mut B::Client) {
-        let features = self.session.features();
-        for (feature, on) in features.changes_since(self.features) {
-            backend.subscribe(client, feature, on);
-        }
-        self.features = features;
-    }
-
-    fn answer_twin_request(&mut self, request_id: &str) {
-        const STATUS: u16 = 501;
-        let now = time::OffsetDateTime::now_utc();
-        let body = format!(
-            "{{\"errorCode\":{}000,\"message\":\"twins are not served by this hub\",\"trackingId\":\"\",\
-             \"timestampUtc\":\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z\"}}",
-            STATUS,
-            now.year(),
-            u8::from(now.month()),
-            now.day(),
-            now.hour(),
-            now.minute(),
-            now.second(),
-        );
-        let topic = topic::twin_response(STATUS, request_id);
-        self.deliverer.publish(self.wire, &self.session, &topic, &Bytes::from(body));
-    }
-
-    fn dropped<B: Backend>(&self, backend: &B, client: &B::Client, reason: HeadDrop) {
-        backend.dropped(client, reason);
-        if let Some(suppressed) = DROPPED.admit() {
-            warn!(suppressed, "client {}: a message was dropped: {reason:?}", self.identity);
-        }
-    }
-}
-
-/// Publishes the will as if the client had sent it; a will that is no message of the client's is dropped.
-async fn publish_will<B: Backend>(backend: &B, client: &mut B::Client, sender: &Arc<Sender>, will: Will) {
-    const WILL: (&str, &str) = ("MessageType", "Will");
-    const RETAIN: (&str, &str) = ("mqtt-retain", "true");
-    let added: &[_] = if will.retain { &[WILL, RETAIN] } else { &[WILL] };
-    let published = match topic::read(&sender.identity, &will.topic, added) {
-        Inbound::Telemetry(properties) => {
-            let message = Message::new(sender.clone(), properties, will.payload);
-            match backend.check(client, &message) {
-                Ok(()) => match backend.publish(client, vec![message]).await {
-                    Ok(commit) if will.qos == QoS::AtLeastOnce => commit.await,
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(error),
-                },
-                Err(error) => Err(error),
-            }
-        }
-        _ => Err(PublishError::Malformed("its topic is no telemetry topic of the client")),
-    };
-    if let Err(error) = published
-        && let Some(suppressed) = DROPPED.admit()
-    {
-        warn!(suppressed, "client {}: its will was dropped: {error}", sender.identity);
     }
 }

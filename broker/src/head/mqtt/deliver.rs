@@ -1,11 +1,11 @@
-//! Messages on their way to the client: packet ids, what waits for its PUBACK, and what became of each.
+//! What is on its way to the client: packet ids, what waits for its PUBACK or for room, and what became of each message.
 
 use std::collections::VecDeque;
 
 use ahash::AHashMap;
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::control::Notice;
 use super::packet::{PacketId, QoS};
 use super::session::Session;
 use super::wire::Wire;
@@ -22,12 +22,24 @@ const QOS_PROPERTY: &str = "mqtt-qos";
 pub(super) struct DeliveryLimits {
     pub(super) in_flight_max: usize,
     pub(super) waiting_max: usize,
+    pub(super) notices_waiting_max: usize,
+    pub(super) notices_waiting_bytes_max: usize,
+    pub(super) notices_in_flight_max: usize,
     pub(super) output_backlog_bytes_max: usize,
 }
 
 /// The client takes its messages too slowly, or never acknowledges any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooSlow;
+
+/// What became of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notified {
+    /// It is written, or waits for room.
+    Taken,
+    /// No filter of the client takes it; it is forgotten.
+    NotSubscribed,
+}
 
 pub(super) struct Deliverer {
     limits: DeliveryLimits,
@@ -38,6 +50,9 @@ pub(super) struct Deliverer {
     in_flight_keys: AHashMap<u64, u32>,
     hasher: ahash::RandomState,
     waiting: VecDeque<Waiting>,
+    notices_waiting: VecDeque<Notice>,
+    notices_waiting_bytes: usize,
+    notices_in_flight: usize,
     /// QoS 0 deliveries, with the position in the output behind which each is settled.
     unwritten: VecDeque<(u64, Settler, u64)>,
     acknowledged: Vec<(Settler, u64)>,
@@ -66,6 +81,9 @@ impl Deliverer {
             in_flight_keys: AHashMap::new(),
             hasher: ahash::RandomState::new(),
             waiting: VecDeque::new(),
+            notices_waiting: VecDeque::new(),
+            notices_waiting_bytes: 0,
+            notices_in_flight: 0,
             unwritten: VecDeque::new(),
             acknowledged: Vec::new(),
             topic: Vec::new(),
@@ -100,7 +118,7 @@ impl Deliverer {
         session: &Session,
     ) -> bool {
         let mut unwanted = Vec::new();
-        let mut resumed = false;
+        let mut resumed = self.send_notices(wire, session);
         while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
             && self.in_flight.len() < self.limits.in_flight_max
             && let Some(waiting) = self.waiting.pop_front()
@@ -112,38 +130,71 @@ impl Deliverer {
         resumed
     }
 
-    /// Publishes a text of the hub's own; nothing happens when no filter of the client matches.
-    pub(super) fn publish<S: AsyncRead + AsyncWrite + Unpin>(
+    /// Takes a notice over; it is written at once, before any message, or when there is room.
+    pub(super) fn notify<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         wire: &mut Wire<S>,
         session: &Session,
-        topic: &str,
-        payload: &Bytes,
-    ) {
-        let Some(granted) = session.granted(topic) else { return };
-        // Nobody waits for the acknowledgement of such a text, so it is not worth more than the window's room.
-        let room = self.in_flight.len() < self.limits.in_flight_max;
-        let packet_id = (granted == QoS::AtLeastOnce && room).then(|| self.new_packet_id());
-        if encode::publish_header(&mut wire.output, topic.as_bytes(), packet_id, false, payload.len()) {
-            wire.put_payload(payload);
-            if let Some(packet_id) = packet_id {
-                self.in_flight.insert(packet_id, InFlight { settlement: None, key: 0 });
+        notice: Notice,
+    ) -> Result<Notified, TooSlow> {
+        if session.granted(&notice.topic).is_none() {
+            return Ok(Notified::NotSubscribed);
+        }
+        let bytes = self.notices_waiting_bytes + notice.bytes();
+        if self.notices_waiting.len() >= self.limits.notices_waiting_max
+            || bytes > self.limits.notices_waiting_bytes_max
+        {
+            return Err(TooSlow);
+        }
+        self.notices_waiting_bytes = bytes;
+        self.notices_waiting.push_back(notice);
+        self.send_notices(wire, session);
+        Ok(Notified::Taken)
+    }
+
+    /// Writes the notices that wait, as far as there is room; false when there were none.
+    fn send_notices<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        wire: &mut Wire<S>,
+        session: &Session,
+    ) -> bool {
+        let mut sent = false;
+        while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
+            && let Some(notice) = self.notices_waiting.pop_front()
+        {
+            sent = true;
+            self.notices_waiting_bytes -= notice.bytes();
+            // The subscription may have gone while the notice waited.
+            let Some(granted) = session.granted(&notice.topic) else { continue };
+            let room = self.notices_in_flight < self.limits.notices_in_flight_max
+                && self.in_flight.len() < self.limits.in_flight_max;
+            let packet_id = (granted == QoS::AtLeastOnce && room).then(|| self.new_packet_id());
+            let Notice { topic, payload } = notice;
+            if encode::publish_header(&mut wire.output, topic.as_bytes(), packet_id, false, payload.len()) {
+                wire.put_payload(&payload);
+                if let Some(packet_id) = packet_id {
+                    self.notices_in_flight += 1;
+                    self.in_flight.insert(packet_id, InFlight { settlement: None, key: 0 });
+                }
             }
         }
+        sent
     }
 
     /// Takes a PUBACK; false when nothing waited for it. [`Deliverer::settle_acknowledged`] passes it on.
     pub(super) fn acknowledge(&mut self, packet_id: PacketId) -> bool {
         let Some(in_flight) = self.in_flight.remove(&packet_id) else { return false };
-        if let Some(settlement) = in_flight.settlement {
-            if let Some(count) = self.in_flight_keys.get_mut(&in_flight.key) {
-                *count -= 1;
-                if *count == 0 {
-                    self.in_flight_keys.remove(&in_flight.key);
-                }
+        let Some(settlement) = in_flight.settlement else {
+            self.notices_in_flight -= 1;
+            return true;
+        };
+        if let Some(count) = self.in_flight_keys.get_mut(&in_flight.key) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_flight_keys.remove(&in_flight.key);
             }
-            self.acknowledged.push(settlement);
         }
+        self.acknowledged.push(settlement);
         true
     }
 
@@ -171,20 +222,27 @@ impl Deliverer {
         unwanted: &mut Vec<(Settler, u64)>,
     ) {
         let Waiting { target, settler, tag, message } = waiting;
-        let Target::Input(input) = target else {
-            settler.settle([(tag, Outcome::NotConvertible)]);
-            return;
-        };
         let mut topic = std::mem::take(&mut self.topic);
         topic.clear();
-        topic::write_input(&mut topic, &self.receiver, &input, &message);
-        match std::str::from_utf8(&topic).ok().and_then(|text| session.granted(text)) {
+        // Inputs are a module's, cloud-to-device messages a device's, whatever else a filter would match.
+        let (input, takes) = match &target {
+            Target::Input(input) => {
+                topic::write_input(&mut topic, &self.receiver, input, &message);
+                (&**input, self.receiver.module_id().is_some())
+            }
+            Target::Device => {
+                topic::write_device_bound(&mut topic, self.receiver.device_id(), &message);
+                ("", self.receiver.module_id().is_none())
+            }
+        };
+        let granted = std::str::from_utf8(&topic).ok().and_then(|text| session.granted(text));
+        match granted.filter(|_| takes) {
             None => unwanted.push((settler, tag)),
             Some(granted) => {
                 let asked_for = message.properties.application(|name| name == QOS_PROPERTY);
                 let packet_id = (granted == QoS::AtLeastOnce && asked_for != Value::Text("0"))
                     .then(|| self.new_packet_id());
-                let key = self.hasher.hash_one((message.id, &*input));
+                let key = self.hasher.hash_one((message.id, input));
                 let dup = packet_id.is_some() && self.in_flight_keys.contains_key(&key);
                 if !encode::publish_header(&mut wire.output, &topic, packet_id, dup, message.body.len()) {
                     // No PUBLISH can carry it: its topic would be longer than 65,535 bytes.

@@ -2,6 +2,7 @@
 
 use tracing::{info, warn};
 
+use super::deliver::TooSlow;
 use super::encode::ConnectCode;
 use super::frame::FrameError;
 use super::packet::DecodeError;
@@ -91,6 +92,12 @@ impl ProtocolError {
             ProtocolError::SessionFull(_) => "session_full",
             ProtocolError::TooLarge { .. } => "message_too_large",
         }
+    }
+}
+
+impl From<TooSlow> for ConnectionEnd {
+    fn from(TooSlow: TooSlow) -> Self {
+        ConnectionEnd::TooSlow
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bag;
 mod connection;
+mod control;
 mod deliver;
 mod encode;
 mod end;

@@ -2,15 +2,17 @@
 
 use super::bag;
 use super::packet::Text;
-use crate::backend::HeadDrop;
+use crate::backend::{CallId, HeadDrop, STATUS_UNREADABLE};
 use crate::identity::Identity;
-use crate::message::{Message, Properties};
+use crate::message::{Message, Properties, SystemProperty, Value};
 
 const TWIN: &str = "$iothub/twin/";
 const METHOD_RESPONSE: &str = "$iothub/methods/res/";
+const METHOD_CALL: &str = "$iothub/methods/POST/";
+const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/";
 
-/// Status with which a method call completes whose answer names no number.
-pub const METHOD_STATUS_UNREADABLE: i32 = 400_000;
+/// Bytes of the longest topic (MQTT 3.1.1 §1.5.3).
+const TOPIC_BYTES_MAX: usize = 65_535;
 
 /// What a PUBLISH from a client is.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +31,7 @@ pub enum Inbound<'a> {
     },
     /// The answer to a direct method.
     MethodResponse {
-        /// The method's status, or [`METHOD_STATUS_UNREADABLE`].
+        /// The method's status, or [`STATUS_UNREADABLE`].
         status: i32,
         /// Request id of the call.
         request_id: &'a str,
@@ -87,9 +89,46 @@ pub fn write_input(out: &mut Vec<u8>, receiver: &Identity, input: &str, message:
     bag::write(out, Some(&message.sender.identity), &message.properties);
 }
 
-/// The topic of the answer to a twin request.
-pub fn twin_response(status: u16, request_id: &str) -> String {
-    format!("{TWIN}res/{status}/?$rid={request_id}")
+/// Appends the topic under which a cloud-to-device `message` goes to `device`. Its bag is never empty, because SDKs
+/// take the level behind `devicebound` for granted.
+pub fn write_device_bound(out: &mut Vec<u8>, device: &str, message: &Message) {
+    for text in ["devices/", device, "/messages/devicebound/"] {
+        out.extend_from_slice(text.as_bytes());
+    }
+    let named = [SystemProperty::To, SystemProperty::MessageId]
+        .into_iter()
+        .any(|property| message.properties.system(property) != Value::Absent);
+    if !named {
+        bag::write_pair(out, "$.to", &format!("/devices/{device}/messages/devicebound"));
+        out.push(b'&');
+    }
+    let start = out.len();
+    bag::write(out, None, &message.properties);
+    if !named && out.len() == start {
+        out.pop();
+    }
+}
+
+/// The topic of the answer to a twin request; `version` is that of the changed reported properties.
+pub fn twin_response(status: u16, request_id: &str, version: Option<u64>) -> String {
+    match version {
+        None => format!("{TWIN}res/{status}/?$rid={request_id}"),
+        Some(version) => format!("{TWIN}res/{status}/?$rid={request_id}&$version={version}"),
+    }
+}
+
+/// The topic that tells of desired properties which changed to `version`.
+pub fn desired(version: u64) -> String {
+    format!("{DESIRED}?$version={version}")
+}
+
+/// The topic of a method call; nothing when no topic can carry the method's name, which is written as it is.
+pub fn method_call(name: &str, call: CallId) -> Option<String> {
+    if name.contains(['/', '+', '#', '\0']) {
+        return None;
+    }
+    let topic = format!("{METHOD_CALL}{name}/?$rid={call}");
+    (topic.len() <= TOPIC_BYTES_MAX).then_some(topic)
 }
 
 /// `devices/{device}[/modules/{module}]/messages/events[/[{bag}[/]]]`
@@ -161,5 +200,5 @@ fn method_response(text: &str) -> Option<Inbound<'_>> {
     if memchr::memchr2(b'/', b'&', request_id.as_bytes()).is_some() {
         return None;
     }
-    Some(Inbound::MethodResponse { status: status.parse().unwrap_or(METHOD_STATUS_UNREADABLE), request_id })
+    Some(Inbound::MethodResponse { status: status.parse().unwrap_or(STATUS_UNREADABLE), request_id })
 }

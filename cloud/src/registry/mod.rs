@@ -1,36 +1,36 @@
-//! The identities of the stand-in: one JSON file, changed as a whole or not at all.
+//! The identities of the stand-in, and the key of its services: one JSON file, changed as a whole or not at all.
+
+mod edit;
+mod file;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::hash::{DefaultHasher, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use edgehub_broker::identity::{
-    Authentication, CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, Hosts, IDENTITIES_MAX, Identity, IdentityError,
-    ScopeCache, ScopeCacheError, ServiceIdentity, Status, SymmetricKey,
+    Authentication, CHAIN_EDGE_DEVICES_MAX, Hosts, IDENTITIES_MAX, Identity, IdentityError, ScopeCache,
+    ScopeCacheError, ServiceIdentity, Status, SymmetricKey,
 };
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
-/// Largest registry file.
-pub const REGISTRY_BYTES_MAX: u64 = 256 * 1_024 * 1_024;
+pub use file::REGISTRY_BYTES_MAX;
+pub(crate) use file::{create_private, sync_directory};
 
-/// Bytes of a generated key.
-const KEY_BYTES: usize = 32;
+use edit::{insert_device, new_key, new_module};
+use file::{Content, RegistryFile, Stamp};
 
-/// The module that every edge device has beside its hub.
-const AGENT_MODULE_ID: &str = "$edgeAgent";
-
-const VERSION: u32 = 1;
+/// The policy whose key services use; it may do everything.
+pub const SERVICE_POLICY: &str = "iothubowner";
 
 /// The registry: all identities, in memory and in one file.
 ///
 /// Locks: the state's lock is held while the file is read or written; the cache takes its own below it.
 #[derive(Debug)]
 pub struct Registry {
-    path: PathBuf,
+    file: RegistryFile,
     host_name: String,
     hosts: Hosts,
     cache: ScopeCache,
@@ -39,27 +39,9 @@ pub struct Registry {
 
 #[derive(Debug, Default)]
 struct State {
-    identities: BTreeMap<Identity, ServiceIdentity>,
+    content: Content,
     /// Of the file as it was last read or written.
     stamp: Option<Stamp>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: SystemTime,
-    len_bytes: u64,
-    /// Each write makes a new file; 0 where files have no number.
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> std::io::Result<Self> {
-        #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(metadata);
-        #[cfg(not(unix))]
-        let inode = 0;
-        Ok(Self { modified: metadata.modified()?, len_bytes: metadata.len(), inode })
-    }
 }
 
 /// A device to be created.
@@ -71,6 +53,46 @@ pub struct NewDevice<'a> {
     pub edge: bool,
     /// The edge device above it.
     pub parent: Option<&'a str>,
+}
+
+/// What a service asks of an identity. What is absent stays, or is the usual.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PutIdentity {
+    /// Of a change; without one the identity is created.
+    pub etag: Option<ETag>,
+    /// How it proves itself. Absent keys stay, or are made.
+    pub authentication: Option<Authentication>,
+    /// Whether it may connect.
+    pub status: Option<Status>,
+    /// Whether it is an edge device; not for modules.
+    pub edge: bool,
+    /// The scope id of the edge device above it; not for modules.
+    pub parent_scope: Option<Arc<str>>,
+}
+
+/// Which state of an identity a change is meant for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ETag {
+    /// Any.
+    Any,
+    /// That of which [`ETag::of`] gives this text.
+    Is(String),
+}
+
+impl ETag {
+    /// The state of an identity, as text without quotes.
+    pub fn of(entry: &ServiceIdentity) -> String {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&entry.to_stored());
+        BASE64.encode(hasher.finish().to_be_bytes())
+    }
+
+    fn fits(&self, entry: &ServiceIdentity) -> bool {
+        match self {
+            ETag::Any => true,
+            ETag::Is(text) => *text == ETag::of(entry),
+        }
+    }
 }
 
 /// Why the registry fails.
@@ -119,6 +141,12 @@ pub enum RegistryError {
     /// Too many edge devices in a chain.
     #[error("{0} would be deeper than {CHAIN_EDGE_DEVICES_MAX} edge devices")]
     TooDeep(Identity),
+    /// It is another than the one that was read.
+    #[error("{0} has changed since it was read")]
+    Precondition(Identity),
+    /// No edge device has the scope.
+    #[error("the scope that {0} is to be in belongs to no edge device")]
+    NoScope(Identity),
     /// Others are below the device.
     #[error("{0} has devices below it; remove them first")]
     HasChildren(Identity),
@@ -133,22 +161,6 @@ pub enum RegistryError {
     Full(#[from] ScopeCacheError),
 }
 
-#[derive(Serialize)]
-struct FileOut<'a> {
-    version: u32,
-    identities: Vec<&'a ServiceIdentity>,
-}
-
-#[derive(Deserialize)]
-struct FileVersion {
-    version: u32,
-}
-
-#[derive(Deserialize)]
-struct FileIn {
-    identities: Vec<ServiceIdentity>,
-}
-
 impl Registry {
     /// Opens the registry; a file that does not exist is an empty one, and is created by the first change.
     ///
@@ -156,7 +168,7 @@ impl Registry {
     /// When the file cannot be read or is no registry.
     pub fn open(path: impl Into<PathBuf>, host_name: &str) -> Result<Self, RegistryError> {
         let registry = Self {
-            path: path.into(),
+            file: RegistryFile::new(path.into()),
             host_name: host_name.to_owned(),
             hosts: Hosts::new([host_name]),
             cache: ScopeCache::of_cloud(),
@@ -229,6 +241,43 @@ impl Registry {
         })
     }
 
+    /// Creates an identity, or changes one: with an etag.
+    ///
+    /// # Errors
+    /// When it exists or does not, its parent or device does not, the etag does not fit, or the file cannot be written:
+    /// then nothing changes.
+    pub fn put(&self, identity: &Identity, put: PutIdentity) -> Result<ServiceIdentity, RegistryError> {
+        self.change(|identities| edit::put(identities, identity, put))
+    }
+
+    /// The connection string of services; makes their key if there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn service_connection_string(&self) -> Result<String, RegistryError> {
+        let mut state = self.state.lock();
+        self.reload_into(&mut state)?;
+        let key = match &state.content.service_key {
+            Some(key) => key.clone(),
+            None => {
+                let key = new_key()?;
+                let content = Content { service_key: Some(key.clone()), ..state.content.clone() };
+                self.file.write(&content)?;
+                state.stamp = self.file.stamp()?;
+                state.content = content;
+                key
+            }
+        };
+        let host = &self.host_name;
+        let key = key.to_base64();
+        Ok(format!("HostName={host};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}"))
+    }
+
+    /// The key of services, if it was made.
+    pub(crate) fn service_key(&self) -> Option<SymmetricKey> {
+        self.state.lock().content.service_key.clone()
+    }
+
     /// Lets a device prove itself otherwise; its keys are forgotten.
     ///
     /// # Errors
@@ -264,9 +313,20 @@ impl Registry {
     /// # Errors
     /// When it does not exist or has children, or the file cannot be written: then nothing changes.
     pub fn remove(&self, identity: &Identity) -> Result<(), RegistryError> {
+        self.remove_if(identity, &ETag::Any)
+    }
+
+    /// The same, if the identity is still the one that was read.
+    ///
+    /// # Errors
+    /// As [`Registry::remove`].
+    pub fn remove_if(&self, identity: &Identity, etag: &ETag) -> Result<(), RegistryError> {
         self.change(|identities| {
             let entry =
                 identities.remove(identity).ok_or_else(|| RegistryError::Missing(identity.clone()))?;
+            if !etag.fits(&entry) {
+                return Err(RegistryError::Precondition(identity.clone()));
+            }
             if identity.module_id().is_none() {
                 let scope = entry.device_scope.filter(|_| entry.edge);
                 if identities.values().any(|child| scope.is_some() && child.parent_scope() == scope.as_ref())
@@ -281,7 +341,7 @@ impl Registry {
 
     /// All identities in order of their names, a device before its modules.
     pub fn list(&self) -> Vec<ServiceIdentity> {
-        self.state.lock().identities.values().cloned().collect()
+        self.state.lock().content.identities.values().cloned().collect()
     }
 
     /// The connection string of an identity; holds its primary key, or `x509=true` when it proves itself by certificate.
@@ -312,9 +372,13 @@ impl Registry {
         max: usize,
     ) -> (Vec<ServiceIdentity>, bool) {
         let state = self.state.lock();
-        let scope =
-            state.identities.get(device).and_then(|entry| entry.device_scope.as_ref().filter(|_| entry.edge));
+        let scope = state
+            .content
+            .identities
+            .get(device)
+            .and_then(|entry| entry.device_scope.as_ref().filter(|_| entry.edge));
         let mut found: Vec<ServiceIdentity> = state
+            .content
             .identities
             .values()
             .filter(|entry| after.is_none_or(|after| entry.identity > *after))
@@ -337,192 +401,34 @@ impl Registry {
     ) -> Result<T, RegistryError> {
         let mut state = self.state.lock();
         self.reload_into(&mut state)?;
-        let mut identities = state.identities.clone();
-        let outcome = change(&mut identities)?;
-        if identities.len() > IDENTITIES_MAX {
+        let mut content = state.content.clone();
+        let outcome = change(&mut content.identities)?;
+        if content.identities.len() > IDENTITIES_MAX {
             return Err(ScopeCacheError::Full.into());
         }
-        self.write(&identities).map_err(|source| self.failed("written", source))?;
-        self.cache.replace_all(identities.values().cloned().collect())?;
-        state.stamp = self.stamp().map_err(|source| self.failed("read", source))?;
-        state.identities = identities;
+        self.file.write(&content)?;
+        self.cache.replace_all(content.identities.values().cloned().collect())?;
+        state.stamp = self.file.stamp()?;
+        state.content = content;
         Ok(outcome)
     }
 
     fn reload_into(&self, state: &mut State) -> Result<bool, RegistryError> {
-        let stamp = self.stamp().map_err(|source| self.failed("read", source))?;
+        let stamp = self.file.stamp()?;
         let Some(stamp) = stamp.filter(|stamp| state.stamp != Some(*stamp)) else { return Ok(false) };
-        let identities = self.read()?;
-        self.cache.replace_all(identities.clone())?;
-        state.identities = identities.into_iter().map(|entry| (entry.identity.clone(), entry)).collect();
+        let content = self.file.read()?;
+        self.cache.replace_all(content.identities.values().cloned().collect())?;
+        state.content = content;
         state.stamp = Some(stamp);
         Ok(true)
     }
-
-    fn stamp(&self) -> std::io::Result<Option<Stamp>> {
-        match fs::metadata(&self.path) {
-            Ok(metadata) => Stamp::of(&metadata).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn read(&self) -> Result<Vec<ServiceIdentity>, RegistryError> {
-        let failed = |source| self.failed("read", source);
-        let mut text = Vec::new();
-        let file = File::open(&self.path).map_err(failed)?;
-        file.take(REGISTRY_BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
-        if text.len() as u64 > REGISTRY_BYTES_MAX {
-            return Err(self.failed("read", std::io::Error::other("it is larger than 256 MiB")));
-        }
-        // The error's own text could quote a key, so only its place is told.
-        let damaged = |error: serde_json::Error| RegistryError::Damaged {
-            path: self.path.clone(),
-            line: error.line(),
-            column: error.column(),
-        };
-        let FileVersion { version } = serde_json::from_slice(&text).map_err(damaged)?;
-        if version != VERSION {
-            return Err(RegistryError::Version { path: self.path.clone(), version });
-        }
-        let FileIn { identities } = serde_json::from_slice(&text).map_err(damaged)?;
-        Ok(identities)
-    }
-
-    /// A new file beside the old one, synced, then renamed over it, then the directory synced.
-    fn write(&self, identities: &BTreeMap<Identity, ServiceIdentity>) -> std::io::Result<()> {
-        let content = FileOut { version: VERSION, identities: identities.values().collect() };
-        let mut text = serde_json::to_vec_pretty(&content)?;
-        text.push(b'\n');
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".new");
-        let fresh = self.path.with_file_name(name);
-        // A leftover of a crash may have other permissions.
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = create_private(&fresh)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&fresh, &self.path)?;
-        sync_directory(&self.path)
-    }
-
-    fn failed(&self, what: &'static str, source: std::io::Error) -> RegistryError {
-        RegistryError::File { path: self.path.clone(), what, source }
-    }
-}
-
-fn insert_device(
-    identities: &mut BTreeMap<Identity, ServiceIdentity>,
-    device: NewDevice<'_>,
-) -> Result<ServiceIdentity, RegistryError> {
-    let identity = Identity::device(device.id)?;
-    let parent = device.parent.map(Identity::device).transpose()?;
-    if identities.contains_key(&identity) {
-        return Err(RegistryError::Exists(identity));
-    }
-    let parent_scope = match &parent {
-        None => None,
-        Some(parent) => Some(scope_below(identities, parent, &identity, device.edge)?),
-    };
-    let generation_id = generation_id();
-    let own_scope: Arc<str> = format!("ms-azure-iot-edge://{identity}-{generation_id}").into();
-    let created = ServiceIdentity {
-        identity: identity.clone(),
-        authentication: new_keys()?,
-        status: Status::Enabled,
-        edge: device.edge,
-        device_scope: if device.edge { Some(own_scope) } else { parent_scope.clone() },
-        parent_scopes: parent_scope.into_iter().collect(),
-        generation_id,
-    };
-    if device.edge {
-        for module in [AGENT_MODULE_ID, HUB_MODULE_ID] {
-            let module = new_module(Identity::module(identity.device_id(), module)?)?;
-            identities.insert(module.identity.clone(), module);
-        }
-    }
-    identities.insert(identity, created.clone());
-    Ok(created)
-}
-
-/// The scope id of the parent, if something may be put below it.
-fn scope_below(
-    identities: &BTreeMap<Identity, ServiceIdentity>,
-    parent: &Identity,
-    child: &Identity,
-    child_is_edge: bool,
-) -> Result<Arc<str>, RegistryError> {
-    let entry = identities.get(parent).ok_or_else(|| RegistryError::Missing(parent.clone()))?;
-    let Some(scope) = entry.device_scope.as_ref().filter(|_| entry.edge) else {
-        return Err(RegistryError::NotEdge(parent.clone()));
-    };
-    let mut depth = usize::from(child_is_edge);
-    let mut above = Some(entry);
-    while let Some(device) = above {
-        depth += 1;
-        if depth > CHAIN_EDGE_DEVICES_MAX {
-            return Err(RegistryError::TooDeep(child.clone()));
-        }
-        above = device.parent_scope().and_then(|scope| {
-            identities.values().find(|other| other.edge && other.device_scope.as_ref() == Some(scope))
-        });
-    }
-    Ok(scope.clone())
-}
-
-fn new_module(identity: Identity) -> Result<ServiceIdentity, RegistryError> {
-    Ok(ServiceIdentity {
-        identity,
-        authentication: new_keys()?,
-        status: Status::Enabled,
-        edge: false,
-        device_scope: None,
-        parent_scopes: Vec::new(),
-        generation_id: generation_id(),
-    })
-}
-
-fn new_keys() -> Result<Authentication, RegistryError> {
-    Ok(Authentication::SymmetricKey { primary: Some(new_key()?), secondary: Some(new_key()?) })
-}
-
-fn new_key() -> Result<SymmetricKey, RegistryError> {
-    let mut bytes = [0; KEY_BYTES];
-    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| RegistryError::Random)?;
-    SymmetricKey::from_bytes(bytes).map_err(|_| RegistryError::Random)
-}
-
-/// A number that grows with time, as the cloud hub's: 100 ns steps since the year 1.
-fn generation_id() -> Arc<str> {
-    const UNIX_EPOCH_TICKS: i128 = 621_355_968_000_000_000;
-    let ticks = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 100 + UNIX_EPOCH_TICKS;
-    ticks.to_string().into()
-}
-
-fn create_private(path: &Path) -> std::io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
-/// Makes a rename or a new name in the file's directory durable.
-pub(crate) fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if cfg!(unix) {
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn id(text: &str) -> Identity {

@@ -1,0 +1,154 @@
+//! Messages on their way to one identity: what waits for credit, what the client has, and what became of each.
+
+use std::collections::VecDeque;
+
+use ahash::AHashMap;
+
+use super::convert;
+use super::turn::Turn;
+use crate::amqp::{DeliveryId, LinkId, Outcome as PeerOutcome, SendError, SendOptions};
+use crate::backend::{Deliveries, Outcome, Settler, Target};
+use crate::message::Message;
+
+/// The messages for the inputs of one module, or for one device.
+///
+/// They go out in the order in which they came, as far as the client's credit goes. A message that waits is not under
+/// way: its settler hears of it when it is sent, so that the time for its answer begins then.
+#[derive(Debug, Default)]
+pub(super) struct Deliverer {
+    link: Option<LinkId>,
+    waiting: VecDeque<Waiting>,
+    in_flight: AHashMap<DeliveryId, InFlight>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    target: Target,
+    settler: Settler,
+    tag: u64,
+    message: Message,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    settler: Settler,
+    tag: u64,
+    /// The delivery tag, if it is that of a lock token.
+    lock: Option<[u8; 16]>,
+}
+
+impl Deliverer {
+    /// Messages go out on this link from now on, also those that wait. What the client has from an older one comes
+    /// again.
+    pub(super) fn attach<B>(&mut self, turn: &mut Turn<'_, B>, link: LinkId) {
+        self.give_back_in_flight(turn);
+        self.link = Some(link);
+        self.resume(turn);
+    }
+
+    /// There is no link any more: all that is not answered goes back to where it came from.
+    pub(super) fn detach<B>(&mut self, turn: &mut Turn<'_, B>) {
+        self.link = None;
+        self.give_back_in_flight(turn);
+        for Waiting { settler, tag, .. } in std::mem::take(&mut self.waiting) {
+            turn.outcomes.push(settler, tag, Outcome::NotOffered);
+        }
+    }
+
+    /// Takes messages over.
+    pub(super) fn deliver<B>(&mut self, turn: &mut Turn<'_, B>, deliveries: Deliveries) {
+        let Deliveries { target, messages, settler } = deliveries;
+        self.forget_abandoned(turn);
+        let room = self.waiting.len() + messages.len() <= turn.limits.deliveries_waiting_max;
+        if self.link.is_none() || !room {
+            settler.settle(messages.iter().map(|(tag, _)| (*tag, Outcome::NotOffered)));
+            return;
+        }
+        for (tag, message) in messages {
+            let waiting = Waiting { target: target.clone(), settler: settler.clone(), tag, message };
+            // Nothing overtakes what waits.
+            if !self.waiting.is_empty() || !self.send(turn, &waiting) {
+                self.waiting.push_back(waiting);
+            }
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(super) fn resume<B>(&mut self, turn: &mut Turn<'_, B>) {
+        while let Some(waiting) = self.waiting.pop_front() {
+            if waiting.settler.is_abandoned() {
+                continue;
+            }
+            if !self.send(turn, &waiting) {
+                self.waiting.push_front(waiting);
+                return;
+            }
+            waiting.settler.sent(waiting.tag);
+        }
+    }
+
+    /// The client settled a delivery.
+    pub(super) fn settled<B>(&mut self, turn: &mut Turn<'_, B>, delivery: DeliveryId, outcome: &PeerOutcome) {
+        let Some(InFlight { settler, tag, .. }) = self.in_flight.remove(&delivery) else { return };
+        let outcome = match outcome {
+            PeerOutcome::Accepted => Outcome::Accepted,
+            PeerOutcome::Rejected(_) | PeerOutcome::Modified { undeliverable_here: true, .. } => {
+                Outcome::Rejected
+            }
+            PeerOutcome::Released | PeerOutcome::Modified { undeliverable_here: false, .. } => {
+                Outcome::Released
+            }
+        };
+        turn.outcomes.push(settler, tag, outcome);
+        // The session may have had too many unsettled deliveries.
+        if !self.waiting.is_empty() {
+            self.resume(turn);
+        }
+    }
+
+    /// False when the message has to wait.
+    fn send<B>(&mut self, turn: &mut Turn<'_, B>, waiting: &Waiting) -> bool {
+        let Some(link) = self.link else { return false };
+        if turn.engine.credit(link) == 0 {
+            return false;
+        }
+        let Waiting { target, settler, tag, message } = waiting;
+        let (payload, lock) = convert::encode(message, target);
+        // Tags are unique among what is under way; two messages may carry the same token.
+        let lock = lock.filter(|lock| self.in_flight.values().all(|other| other.lock != Some(*lock)));
+        let options = SendOptions { tag: lock, ..SendOptions::default() };
+        match turn.engine.send(link, payload, options) {
+            Ok(delivery) => {
+                self.in_flight.insert(delivery, InFlight { settler: settler.clone(), tag: *tag, lock });
+                true
+            }
+            Err(error @ SendError::TooLarge { .. }) => {
+                tracing::warn!(%error, "The client takes no message of this size");
+                turn.outcomes.push(settler.clone(), *tag, Outcome::NotConvertible);
+                true
+            }
+            Err(error) => {
+                turn.held.add(link, error);
+                false
+            }
+        }
+    }
+
+    fn give_back_in_flight<B>(&mut self, turn: &mut Turn<'_, B>) {
+        for (_, InFlight { settler, tag, .. }) in self.in_flight.drain() {
+            turn.outcomes.push(settler, tag, Outcome::NotOffered);
+        }
+    }
+
+    /// Whoever made these deliveries waits for them no longer, and makes them anew.
+    fn forget_abandoned<B>(&mut self, turn: &mut Turn<'_, B>) {
+        self.waiting.retain(|waiting| !waiting.settler.is_abandoned());
+        self.in_flight.retain(|delivery, in_flight| {
+            let abandoned = in_flight.settler.is_abandoned();
+            if abandoned {
+                turn.engine.settle(*delivery, PeerOutcome::Released);
+            }
+            !abandoned
+        });
+    }
+}

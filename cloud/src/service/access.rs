@@ -1,0 +1,61 @@
+//! Who may call as a service: whoever shows a token of the policy.
+
+use edgehub_broker::identity::{SasToken, TokenError, unix_now_secs};
+
+use super::fault::Fault;
+use crate::registry::{Registry, SERVICE_POLICY};
+
+/// Checks a token of the policy: `SharedAccessSignature sr=<host>&sig=..&se=..&skn=iothubowner`.
+pub(crate) fn authorize(registry: &Registry, token: Option<&str>) -> Result<(), Fault> {
+    let Some(token) = token else { return Err(Fault::unauthorized("the header Authorization is missing")) };
+    let token = ServiceToken::parse(token)?;
+    let judged = token.check(registry);
+    if judged.is_ok() {
+        return Ok(());
+    }
+    // The command line may have made the key since.
+    match registry.reload() {
+        Ok(true) => token.check(registry),
+        Ok(false) => judged,
+        Err(error) => {
+            tracing::warn!(%error, "the registry is not read again");
+            judged
+        }
+    }
+}
+
+/// A token that names the policy, and is not expired.
+pub(crate) struct ServiceToken(SasToken);
+
+impl ServiceToken {
+    fn parse(text: &str) -> Result<Self, Fault> {
+        let token = SasToken::parse(text, unix_now_secs()).map_err(|error| match error {
+            TokenError::Malformed(_) => Fault::unauthorized(error.to_string()),
+            TokenError::Expired { .. } | TokenError::Audience | TokenError::Signature => refused(error),
+        })?;
+        match policy(text) {
+            Some(SERVICE_POLICY) => Ok(Self(token)),
+            Some(_) => Err(Fault::unauthorized(format!("there is no policy but {SERVICE_POLICY}"))),
+            None => Err(Fault::unauthorized("the token names no policy (skn)")),
+        }
+    }
+
+    fn check(&self, registry: &Registry) -> Result<(), Fault> {
+        self.0.check_service_audience(registry.hosts()).map_err(refused)?;
+        self.0.check_signature(registry.service_key().as_ref()).map_err(refused)
+    }
+}
+
+/// The policy that a token names; that of a device names none.
+pub(crate) fn policy(token: &str) -> Option<&str> {
+    let fields = token.split_once(char::is_whitespace)?.1;
+    let field = fields.split('&').find_map(|field| {
+        let (name, value) = field.split_once('=')?;
+        name.eq_ignore_ascii_case("skn").then_some(value)
+    });
+    field.filter(|name| !name.is_empty())
+}
+
+fn refused(error: TokenError) -> Fault {
+    Fault::unauthorized(error.to_string())
+}

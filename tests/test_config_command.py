@@ -8,6 +8,7 @@ KEY = "cGxhbnRlZCBzZWNyZXQgbnVtYmVyIG9uZQ=="
 ENVIRONMENT = {
     "IotHubConnectionString": f"HostName=h;DeviceId=e;ModuleId=$edgeHub;SharedAccessKey={KEY}",
     "mqttSettings__enabled": "false",
+    "amqpSettings__enabled": "false",
     "httpSettings__enabled": "false",
     "OptimizeForPerformance": "false",
     "StorageFolders": "/x",

@@ -113,9 +113,10 @@ def test_what_is_lost_is_counted_with_its_reason(make_site):
 def test_queue_length_is_exact_during_an_outage_and_after(site):
     """M4."""
     receiver = site.modules["receiver"]
-    site.cut_upstream()
     with mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as wire:
+        # Who it is is asked of the upstream.
         assert wire.login(receiver) == 0
+        site.cut_upstream()
         for number in range(1, 8):
             wire.publish_acknowledged(f"{receiver.events_topic}%24.on=up", b"y", number)
             length = pages.total(site.pages, "edgehub_queue_length", endpoint="iothub", priority="2000000000")

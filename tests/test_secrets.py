@@ -103,7 +103,7 @@ def test_nothing_that_is_secret_comes_out(make_site):
             secrets.assert_absent(where, text)
     site.cut_upstream()
     wait.until("the loss is seen", lambda: "upstream_unreachable" in pages.get(site.pages, "/healthz")[2])
-    with sdk.client(site, site.modules["sender"]) as client:
+    with sdk.client(site, site.leaf) as client:
         client.send_message(sdk.message("y"))
     secrets.assert_absent("/healthz", pages.get(site.pages, "/healthz")[2])
     assert site.hub.stop() == 0

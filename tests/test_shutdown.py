@@ -78,13 +78,14 @@ def test_publishers_end_first_and_what_is_under_way_is_finished(make_site):
 
 def test_what_nobody_is_there_for_is_named_and_kept(make_site):
     site = make_site(ROUTES, settings=SETTINGS)
-    site.cut_upstream()
-    wait.until("the loss is seen", lambda: "upstream_unreachable" in pages.get(site.pages, "/healthz")[2])
+    # Who they are is asked of the upstream.
     wire, topic = publisher(site)
-    for number in (1, 2, 3):
-        wire.publish_acknowledged(topic, b"x", number)
     with mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as leaf:
         assert leaf.login(site.leaf) == 0
+        site.cut_upstream()
+        wait.until("the loss is seen", lambda: "upstream_unreachable" in pages.get(site.pages, "/healthz")[2])
+        for number in (1, 2, 3):
+            wire.publish_acknowledged(topic, b"x", number)
         leaf.publish_acknowledged(site.leaf.events_topic, b"up", 1)
     assert site.hub.stop() == 0
     assert f"What is queued stays stored queued=4 queues={INPUT}: 3, iothub: 1" in site.hub.text()

@@ -111,6 +111,16 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_dead_letters_oldest_age_seconds", N, "Age of the oldest dead letter"),
     gauge("edgehub_upstream_connected", N, "1 while the upstream is connected"),
     gauge("edgehub_upstream_inflight", N, "Transfers to the upstream not yet settled"),
+    counter("edgehub_upstream_failures_total", N, "Connections to the upstream lost or refused, by reason"),
+    gauge("edgehub_upstream_throttled", N, "1 while the upstream asks for a pause"),
+    gauge("edgehub_upstream_sessions", N, "Sessions of identities with the upstream"),
+    gauge("edgehub_upstream_parked", N, "Identities that wait after a failure of their own"),
+    counter(
+        "edgehub_upstream_refused_total",
+        N,
+        "What the upstream asked for and could not be done, by kind",
+    ),
+    counter("edgehub_upstream_watchdog_total", N, "Times that nothing moved, by step and reason"),
     counter("edgehub_config_applied_total", N, "Configurations received, by status"),
     gauge("edgehub_certificate_expiry_seconds", N, "Time to the expiry of a certificate"),
     counter(

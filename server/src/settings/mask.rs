@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn addresses_lose_their_user() {
-        let plain = find("https_proxy").expect("listed");
+        let plain = find("edgedevicehostname").expect("listed");
         for (text, shown) in [
             ("http://proxy:3128", "http://proxy:3128"),
             ("http://me:word@proxy:3128", "http://***@proxy:3128"),

@@ -295,7 +295,7 @@ fn refused(error: &StoreError, from: &str, references: &References) {
         .increment(*count);
     }
     if let Some(others) = REFUSAL_WARNINGS.admit() {
-        tracing::warn!(from, reason = %error, others, "Messages are not stored and not acknowledged");
+        tracing::warn!(code = "EH4006", from, reason = %error, others, "Messages are not stored and not acknowledged");
     }
 }
 

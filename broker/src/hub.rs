@@ -342,7 +342,7 @@ impl Backend for Hub {
         match sessions.get(identity.to_string().as_bytes()).await {
             Ok(session) => session,
             Err(error) => {
-                tracing::error!(client = %identity, %error, "The stored session cannot be read");
+                tracing::error!(code = "EH2008", client = %identity, %error, "The stored session cannot be read");
                 None
             }
         }
@@ -405,7 +405,7 @@ impl Hub {
             counter!("edgehub_client_take_overs_total", "id" => identity.to_string()).increment(1);
             if too_many {
                 tracing::warn!(
-                    client = %identity,
+                    code = "EH2009", client = %identity,
                     "Its connections take over from each other again and again: two clients use the same \
                      identity; give each its own"
                 );

@@ -212,7 +212,7 @@ impl Home {
             Ok(output) => Some(output),
             Err(error) => {
                 if error.is_panic() {
-                    tracing::error!(%error, "A task has failed; please report this as a defect");
+                    tracing::error!(code = "EH4011", %error, "A task has failed; please report this as a defect");
                 }
                 None
             }

@@ -103,7 +103,7 @@ pub(crate) async fn serve(
             }
             Err(error) => {
                 // Out of file descriptors, as a rule: connections that end give some back.
-                tracing::warn!(%error, "accepting an HTTPS connection failed");
+                tracing::warn!(code = "EH7003", %error, "accepting an HTTPS connection failed");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -251,7 +251,7 @@ fn telemetry(state: &HttpState, request: &Request<Incoming>, peer: SocketAddr) -
     match state.telemetry.reader() {
         Ok(reader) => with(StatusCode::OK, "application/x-ndjson", stream(reader, follow)),
         Err(error) => {
-            tracing::error!(%error, "telemetry cannot be shown");
+            tracing::error!(code = "EH7004", %error, "telemetry cannot be shown");
             text(StatusCode::INTERNAL_SERVER_ERROR, "the telemetry log cannot be read\n")
         }
     }

@@ -75,7 +75,7 @@ pub(crate) fn answer(
     let actor = Identity::device(device).map_err(malformed)?;
     // The command line may have changed the file since; hubs learn from here what is no longer in scope.
     if let Err(error) = registry.reload() {
-        tracing::warn!(%error, "the registry is not read again");
+        tracing::warn!(code = "EH7005", %error, "the registry is not read again");
     }
     let page = match call {
         ScopeCall::Below => below(registry, &actor, authorization, &request(body)?)?,

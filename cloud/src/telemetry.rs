@@ -111,7 +111,7 @@ impl TelemetryLog {
             .map_err(failed("read"))?
             .ok_or_else(|| TelemetryError::Damaged(path.clone()))?;
         if kept_bytes < len_bytes {
-            tracing::warn!(path = %path.display(), torn_bytes = len_bytes - kept_bytes,
+            tracing::warn!(code = "EH7006", path = %path.display(), torn_bytes = len_bytes - kept_bytes,
                 "the telemetry log ended within a line; that is taken off");
             file.set_len(kept_bytes).map_err(failed("truncated"))?;
         }
@@ -242,7 +242,7 @@ impl Writer {
             }
             let outcome = self.append(&group, bytes);
             if let Err(error) = &outcome {
-                tracing::error!(%error, "telemetry was not written");
+                tracing::error!(code = "EH7007", %error, "telemetry was not written");
             }
             for request in group {
                 // Whoever went away does not want to know.

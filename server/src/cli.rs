@@ -36,6 +36,8 @@ pub enum Command {
     Cloud(Box<CloudOptions>),
     /// Shows the hub at work: cloud, hub and modules on this machine, an outage, a kill, and the account of it all
     Demo(DemoOptions),
+    /// Says what a hub with these settings would stumble over; exit code 0 for nothing, 1 for warnings, 2 for errors
+    Check(CheckOptions),
     /// Shows the settings, their schema and their reference; needs no running hub
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -223,6 +225,20 @@ pub struct SettingsOptions {
     /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// Options of `edgehub check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckOptions {
+    /// As the hub gets them.
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// Seconds that each step over the network may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=300))]
+    pub timeout_secs: u16,
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
 }
 
 /// Subcommands of `edgehub config`.

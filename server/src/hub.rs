@@ -64,7 +64,7 @@ impl RunningHub {
         info!(identities = known, "Identities known from the last run");
 
         let (client_tls, tls_warnings) = upstream_config(trust_files(settings))?;
-        tls_warnings.iter().for_each(|text| warn!("{text}"));
+        tls_warnings.iter().for_each(|text| warn!(code = "EH5006", "{text}"));
         let iothub = settings.hub.iothub_host.as_str();
         let key = match &settings.hub.key {
             Some(key) => SymmetricKey::from_bytes(key.expose()).map_err(|error| Failure::Identity {
@@ -189,7 +189,7 @@ impl RunningHub {
 fn open_store(settings: &Settings) -> Result<Store, Failure> {
     let options = match &settings.store.kind {
         StoreKind::Memory => {
-            warn!("Messages are stored in memory only and are lost when the process ends");
+            warn!(code = "EH1009", "Messages are stored in memory only and are lost when the process ends");
             StoreOptions::memory()
         }
         StoreKind::Persistent { folder, durability } => {
@@ -263,7 +263,10 @@ fn client_trust(settings: &Settings) -> Result<ClientTrust, Failure> {
     };
     let (trust, unusable) = ClientTrust::new(load_certificates("trust bundle", bundle)?);
     if unusable > 0 {
-        warn!(unusable, "Certificates of the trust bundle cannot be used for those of clients");
+        warn!(
+            code = "EH3007",
+            unusable, "Certificates of the trust bundle cannot be used for those of clients"
+        );
     }
     Ok(trust)
 }
@@ -274,13 +277,13 @@ async fn restore_scope(scope: &ScopeCache, state: &KeyedState) -> usize {
         Ok(Some(snapshot)) => match scope.restore(&snapshot) {
             Ok(_) => scope.len(),
             Err(error) => {
-                warn!(%error, "The stored identities cannot be used; the upstream is asked for them");
+                warn!(code = "EH3008", %error, "The stored identities cannot be used; the upstream is asked for them");
                 0
             }
         },
         Ok(None) => 0,
         Err(error) => {
-            warn!(%error, "The stored identities cannot be read; the upstream is asked for them");
+            warn!(code = "EH3009", %error, "The stored identities cannot be read; the upstream is asked for them");
             0
         }
     }
@@ -308,7 +311,7 @@ async fn persist_scope(refresher: Arc<ScopeRefresher<ScopeClient>>, state: Keyed
             Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                 let snapshot = Bytes::from(refresher.cache().snapshot());
                 if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
-                    error!(%error, "The identities in scope cannot be stored");
+                    error!(code = "EH3010", %error, "The identities in scope cannot be stored");
                 }
             }
             Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

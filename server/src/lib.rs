@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod certificate;
+pub mod check;
 pub mod cli;
 pub mod cloud;
 pub mod demo;

@@ -108,10 +108,11 @@ impl<W: Fn(&str)> Lines<W> {
             let _infallible = write!(line, "[{}] ", component(metadata.target()));
         }
         line.push_str("- ");
-        let mut fields = Fields { message: String::new(), rest: String::new() };
+        let mut fields = Fields { message: String::new(), rest: String::new(), code: String::new() };
         event.record(&mut fields);
         push_escaped(&mut line, &fields.message);
         line.push_str(&fields.rest);
+        line.push_str(&fields.code);
         line.push('\n');
         line
     }
@@ -168,6 +169,8 @@ where
 struct Fields {
     message: String,
     rest: String,
+    /// Stands last, where people look for it.
+    code: String,
 }
 
 impl Fields {
@@ -176,10 +179,11 @@ impl Fields {
             self.message.push_str(value);
             return;
         }
-        self.rest.push(' ');
-        self.rest.push_str(name);
-        self.rest.push('=');
-        push_escaped(&mut self.rest, value);
+        let to = if name == "code" { &mut self.code } else { &mut self.rest };
+        to.push(' ');
+        to.push_str(name);
+        to.push('=');
+        push_escaped(to, value);
     }
 }
 

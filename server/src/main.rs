@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
 use edgehub::certificate::authority;
 use edgehub::cli::{CertificateCommand, Command, CommandLine, CreateDemoOptions};
 use edgehub::exit::Failure;
@@ -24,6 +25,7 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Run(options)) => edgehub::run::run(&options)?,
         Some(Command::Cloud(options)) => edgehub::cloud::execute(&options)?,
         Some(Command::Demo(options)) => return Ok(edgehub::demo::run(&options)),
+        Some(Command::Check(options)) => return edgehub::check::execute(&options),
         Some(Command::Config(command)) => edgehub::settings::command::execute(&command)?,
         Some(Command::Route(command)) => return edgehub::route::execute(&command),
         Some(Command::Status(options)) => return edgehub::admin::command::status(&options),
@@ -42,6 +44,14 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
 fn command_line() -> Result<Option<CommandLine>, Failure> {
     CommandLine::try_parse().map(Some).or_else(|error| {
         if error.use_stderr() {
+            if let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
+                && argument.starts_with("--set")
+            {
+                // What stands there may be a secret, and the library would repeat it.
+                return Err(Failure::CommandLine(
+                    "--set: expected NAME=VALUE; see edgehub --help".to_owned(),
+                ));
+            }
             let text = error.to_string();
             // The first paragraph says what is wrong; what is missing stands in lines of its own there.
             let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();

@@ -72,14 +72,19 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     }));
     let (hub, stored, certificate) =
         (running.hub().clone(), running.store().clone(), prepared.certificate.clone());
-    pages.set_conditions(Box::new(move || watch::of(&hub, &stored, certificate.as_ref())));
+    let configuration = running.configuration();
+    pages.set_conditions(Box::new(move || {
+        // A copy: nothing is held while the hub is looked at.
+        let state = configuration.borrow().clone();
+        watch::of(&hub, &stored, &state, certificate.as_ref())
+    }));
     control.spawn(Arc::clone(&pages).watch());
     let admin = control.block_on(open_admin_socket(&prepared.settings.admin))?;
     let admin = admin.map(|socket| {
         let site = Site {
             pages: Arc::clone(&pages),
             iothub: prepared.settings.hub.iothub_host.to_string(),
-            configuration: options.manifest.as_ref().map(|path| path.display().to_string()),
+            configuration: running.configuration(),
             started_at,
         };
         let verbs = Arc::new(Verbs::new(running.hub().clone()).at(site));

@@ -183,7 +183,7 @@ impl DamageLog {
         drop(listed);
         let set_aside = damage.set_aside.as_ref().map(|path| path.display().to_string());
         tracing::error!(
-            kind = damage.kind.as_str(),
+            code = "EH6001", kind = damage.kind.as_str(),
             reason = damage.reason,
             lost = %damage.lost,
             set_aside = set_aside.unwrap_or_else(|| "nothing".into()),
@@ -203,7 +203,7 @@ impl DamageLog {
             self.note(Damage { kind: DamageKind::Table, reason: reason.to_owned(), set_aside: None, lost });
         let Some(directory) = self.directory().filter(|_| new) else { return };
         if let Err(error) = std::fs::write(directory.join(SUSPECT), format!("{reason}\n")) {
-            tracing::error!(%error, "the next start cannot be told to look for damage");
+            tracing::error!(code = "EH6002", %error, "the next start cannot be told to look for damage");
         }
     }
 

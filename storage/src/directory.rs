@@ -93,7 +93,7 @@ pub(crate) fn open(folder: &Path, budget: DiskBudget) -> Result<Engine, OpenErro
     rescue.finish(&damage)?;
     if is_database(folder) {
         tracing::warn!(
-            path = %folder.display(),
+            code = "EH6003", path = %folder.display(),
             "the database of another program, such as the reference hub, is left alone; what waits in it is not delivered"
         );
     }
@@ -271,6 +271,6 @@ pub(crate) fn report(damage: &Damage) {
     let line = format!("{damage}\n");
     let write = File::options().create(true).append(true).open(folder.join("REPORT"));
     if let Err(error) = write.and_then(|mut file| file.write_all(line.as_bytes())) {
-        tracing::warn!(%error, folder = %folder.display(), "the report beside the damaged part could not be written");
+        tracing::warn!(code = "EH6004", %error, folder = %folder.display(), "the report beside the damaged part could not be written");
     }
 }

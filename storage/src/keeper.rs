@@ -103,7 +103,9 @@ impl Keeper {
         let written = self.gauge.written();
         match self.engine.measure() {
             Ok(measured) => self.gauge.set_measured(measured, written),
-            Err(error) => tracing::warn!(%error, "the room of the store could not be measured"),
+            Err(error) => {
+                tracing::warn!(code = "EH6008", %error, "the room of the store could not be measured")
+            }
         }
     }
 
@@ -117,9 +119,15 @@ impl Keeper {
             self.gauge.set_reserve_missing(true);
             match self.engine.set_reserve(0) {
                 Ok(()) => {
-                    tracing::warn!(free_bytes, "the disk is almost full; the store goes on from its reserve")
+                    tracing::warn!(
+                        code = "EH6009",
+                        free_bytes,
+                        "the disk is almost full; the store goes on from its reserve"
+                    )
                 }
-                Err(error) => tracing::error!(%error, "the reserve could not be given to the file system"),
+                Err(error) => {
+                    tracing::error!(code = "EH6010", %error, "the reserve could not be given to the file system")
+                }
             }
             self.measure();
             return;
@@ -137,7 +145,9 @@ impl Keeper {
         self.gauge.set_reserve_missing(taken.is_err());
         match taken {
             Ok(()) => self.measure(),
-            Err(error) => tracing::warn!(%error, "the reserve of the store could not be taken"),
+            Err(error) => {
+                tracing::warn!(code = "EH6011", %error, "the reserve of the store could not be taken")
+            }
         }
     }
 

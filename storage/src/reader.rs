@@ -189,7 +189,7 @@ pub(crate) fn entries(
         Ok(()) if turn.stopped => {}
         Ok(()) => turn.pass_missing(range.end),
         Err(EngineError::Corrupt(reason)) => {
-            tracing::error!(queue = %queue.name, offset = turn.next, reason, "a stored entry cannot be read");
+            tracing::error!(code = "EH6012", queue = %queue.name, offset = turn.next, reason, "a stored entry cannot be read");
             pass_corrupt(engine, queue, &mut turn, range.end)?;
         }
         Err(error) => return Err(error.into()),
@@ -357,7 +357,7 @@ impl<'a> Turn<'a> {
                 chunk.expired + dropped > 0
             });
             if dropped > 0 {
-                tracing::error!(queue = %queue.name, entries = dropped, "entries cannot be read and were dropped");
+                tracing::error!(code = "EH6013", queue = %queue.name, entries = dropped, "entries cannot be read and were dropped");
             }
         }
         chunk.entries = entries;

@@ -364,7 +364,7 @@ impl Gauge {
         drop(known);
         match state {
             SpaceState::Open => tracing::info!("the store has room again"),
-            SpaceState::Full { reason } => tracing::warn!("the store is full: {reason}"),
+            SpaceState::Full { reason } => tracing::warn!(code = "EH6014", "the store is full: {reason}"),
         }
         self.changes.send_replace(state);
     }

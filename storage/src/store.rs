@@ -336,7 +336,7 @@ impl Inner {
                 self.reader.close();
             }
             if thread.join().is_err() {
-                tracing::error!("a thread of the store had failed");
+                tracing::error!(code = "EH6015", "a thread of the store had failed");
             }
         }
     }

@@ -172,14 +172,18 @@ impl Course {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return,
             Err(error) => {
-                tracing::error!(%error, "The stored configuration cannot be read; the upstream is asked for it");
+                tracing::error!(code = "EH4027", %error, "The stored configuration cannot be read; the upstream is asked for it");
                 return;
             }
         };
         let applied = stored::decode(&bytes)
             .and_then(|config| self.apply(&config, Origin::Store).map_err(|error| error.to_string()));
         if let Err(error) = applied {
-            tracing::error!(error, "The stored configuration cannot be used; the upstream is asked for it");
+            tracing::error!(
+                code = "EH4028",
+                error,
+                "The stored configuration cannot be used; the upstream is asked for it"
+            );
         }
     }
 
@@ -213,16 +217,17 @@ impl Course {
                         self.last = Some((config.clone(), status.clone()));
                         let bytes = stored::encode(&applied.in_force, &config);
                         if let Err(error) = store.put(IN_FORCE_KEY, bytes).await {
-                            tracing::error!(%error, "The configuration in force cannot be stored");
+                            tracing::error!(code = "EH4029", %error, "The configuration in force cannot be stored");
                         }
                         status
                     }
                 },
             },
         };
+        metrics::counter!("edgehub_config_applied_total", "status" => status.code.to_string()).increment(1);
         if status.code != 200 && self.state.borrow().desired.as_ref() != Some(&status) {
             let Status { desired_version, description, .. } = &status;
-            tracing::error!(version = desired_version, "{description}");
+            tracing::error!(code = "EH4030", version = desired_version, "{description}");
         }
         self.state.send_modify(|state| state.desired = Some(status.clone()));
         self.status.send_replace(Some(status));
@@ -238,10 +243,10 @@ impl Course {
             tracing::info!(bytes, "The store is limited");
         }
         for error in &applied.malformed {
-            tracing::error!("{error}; the other routes run");
+            tracing::error!(code = "EH4004", "{error}; the other routes run");
         }
         for error in &applied.rejected {
-            tracing::error!("{error}; the other routes run");
+            tracing::error!(code = "EH4005", "{error}; the other routes run");
         }
         self.state.send_modify(|state| {
             let count = state.in_force.as_ref().map_or(1, |before| before.count + 1);
@@ -263,7 +268,11 @@ async fn pull<T: OwnTwin>(twin: Arc<T>, period: Duration, state: watch::Sender<C
                 period
             }
             Some(error) => {
-                tracing::warn!(error, "The twin of the hub cannot be read; its configuration stays");
+                tracing::warn!(
+                    code = "EH4031",
+                    error,
+                    "The twin of the hub cannot be read; its configuration stays"
+                );
                 backoff.fail()
             }
         };

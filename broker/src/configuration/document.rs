@@ -39,7 +39,10 @@ pub fn read(desired: &Value) -> Result<HubConfig, Refusal> {
     let section = desired.get("mqttBroker").filter(|section| !section.is_null());
     if let Some(section) = section.filter(|_| config.schema.minor >= 2) {
         broker_section::check(section).map_err(Refusal)?;
-        tracing::warn!("The section mqttBroker has no effect: there is no broker beside the routes");
+        tracing::warn!(
+            code = "EH4032",
+            "The section mqttBroker has no effect: there is no broker beside the routes"
+        );
     }
     Ok(config)
 }

@@ -81,7 +81,7 @@ impl<T: OwnTwin> Reporter<T> {
                     self.done(update);
                 }
                 Err(TwinError::Invalid(reason)) => {
-                    tracing::warn!(reason, "Reported properties of the hub are left out");
+                    tracing::warn!(code = "EH4033", reason, "Reported properties of the hub are left out");
                     self.done(update);
                 }
                 Err(error @ (TwinError::Busy | TwinError::Failed(_))) => {

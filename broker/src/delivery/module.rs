@@ -229,7 +229,7 @@ impl ModulePump {
                 match self.reader.read(limit, above).await {
                     Ok(queued) => self.ahead.extend(queued),
                     Err(error) => {
-                        tracing::error!(endpoint = &*self.endpoint_id, %error, "The queue cannot be read");
+                        tracing::error!(code = "EH4007", endpoint = &*self.endpoint_id, %error, "The queue cannot be read");
                         let pause = Duration::from_secs(UNREADABLE_PAUSE_SECS);
                         self.hold = Some(Hold { level: 0, until: Instant::now() + pause });
                         continue;
@@ -365,7 +365,7 @@ impl ModulePump {
         let (from, output) = self.sent.source(delivery.route);
         if let Some(others) = WARNINGS.admit() {
             tracing::warn!(
-                module = %self.module, input = &*self.input, %from, reason = reason.as_str(), attempts, others,
+                code = "EH4008", module = %self.module, input = &*self.input, %from, reason = reason.as_str(), attempts, others,
                 "The module does not take a message; it goes to the dead letters"
             );
         }
@@ -402,7 +402,7 @@ impl ModulePump {
         .increment(1);
         if let Some(others) = WARNINGS.admit() {
             tracing::warn!(
-                module = %self.module, input = &*self.input, pause_secs = pause.as_secs_f32(), others, "{what}"
+                code = "EH4009", module = %self.module, input = &*self.input, pause_secs = pause.as_secs_f32(), others, "{what}"
             );
         }
     }

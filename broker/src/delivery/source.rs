@@ -292,7 +292,7 @@ impl QueueReader {
                 Err(error) => {
                     let queue = &self.lanes[index].queue;
                     tracing::error!(
-                        queue = queue.name(), offset = entry.offset.get(), %error,
+                        code = "EH4010", queue = queue.name(), offset = entry.offset.get(), %error,
                         "A stored message cannot be read and is dropped"
                     );
                     let reason = edgehub_storage::DropReason::Unreadable;

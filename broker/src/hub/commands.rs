@@ -53,7 +53,7 @@ impl Commands {
             return;
         };
         let Some(token) = message.properties.system_bytes(SystemProperty::LockToken) else {
-            tracing::warn!(client = %identity, "A cloud-to-device message without lock token is not delivered");
+            tracing::warn!(code = "EH4013", client = %identity, "A cloud-to-device message without lock token is not delivered");
             return;
         };
         let Some(held) = self.in_flight.hold(identity, token) else { return };

@@ -43,10 +43,14 @@ pub struct Applied {
 
 fn log_lints(lints: &[Lint]) {
     for lint in lints.iter().take(LINTS_LOGGED_MAX) {
-        tracing::warn!(route = lint.route, "A route may not mean what it says: {lint}");
+        tracing::warn!(code = "EH4001", route = lint.route, "A route may not mean what it says: {lint}");
     }
     if let Some(more) = lints.len().checked_sub(LINTS_LOGGED_MAX).filter(|more| *more > 0) {
-        tracing::warn!(more, "Further routes may not mean what they say; edgehub route check lists them");
+        tracing::warn!(
+            code = "EH4002",
+            more,
+            "Further routes may not mean what they say; edgehub route check lists them"
+        );
     }
 }
 
@@ -137,7 +141,7 @@ impl Hub {
                             self.spawn_pump(pumps, id, identity, input, plan.queues.clone());
                         }
                         Err(error) => tracing::warn!(
-                            endpoint = &**id, %error,
+                            code = "EH4003", endpoint = &**id, %error,
                             "No module can have this name; what is routed to it waits until its time to live ends"
                         ),
                     },

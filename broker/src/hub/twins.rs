@@ -184,7 +184,7 @@ impl Twins {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "Reported properties that wait for the upstream cannot be read")
+                tracing::error!(code = "EH4014", %error, "Reported properties that wait for the upstream cannot be read")
             }
         }
     }

@@ -166,8 +166,11 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     pub async fn run(&self) {
         loop {
             let outcome = self.refresh_all().await;
+            let result = if outcome.is_ok() { "succeeded" } else { "failed" };
+            metrics::counter!("edgehub_scope_refresh_total", "result" => result).increment(1);
+            metrics::gauge!("edgehub_scope_cache_identities").set(self.cache.len() as f64);
             if let Err(error) = &outcome {
-                tracing::warn!(%error, "refreshing the identities in scope failed; the known ones stay");
+                tracing::warn!(code = "EH3001", %error, "refreshing the identities in scope failed; the known ones stay");
             }
             let known = self.full.lock().succeeded_start.is_some() || !self.cache.is_empty();
             let pause = if known { self.options.period } else { self.options.first_retry };
@@ -230,14 +233,18 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             .collect();
         for (index, module) in missing.iter().enumerate() {
             if index == LEAF_MODULES_MAX {
-                tracing::warn!(count = missing.len(), "too many modules of leaf devices to ask for each");
+                tracing::warn!(
+                    code = "EH3002",
+                    count = missing.len(),
+                    "too many modules of leaf devices to ask for each"
+                );
                 scope.complete = false;
                 return;
             }
             match self.source.one(module, &own.to_string()).await {
                 Ok(found) => scope.identities.extend(found),
                 Err(error) => {
-                    tracing::warn!(%module, %error, "a module of a leaf device is not refreshed");
+                    tracing::warn!(code = "EH3003", %module, %error, "a module of a leaf device is not refreshed");
                     scope.complete = false;
                     return;
                 }
@@ -340,7 +347,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
                 Asked::Yes
             }
             Err(error) => {
-                tracing::warn!(%identity, %error, "refreshing an identity failed");
+                tracing::warn!(code = "EH3004", %identity, %error, "refreshing an identity failed");
                 Asked::Failed
             }
         }

@@ -294,7 +294,7 @@ impl ScopeSource for ScopeClient {
                 }
                 Err(error) if device == own => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%device, %error, "the identities below an edge device are not refreshed");
+                    tracing::warn!(code = "EH3005", %device, %error, "the identities below an edge device are not refreshed");
                     scope.complete = false;
                     continue;
                 }
@@ -318,7 +318,11 @@ impl ScopeSource for ScopeClient {
 fn page(body: &[u8]) -> Result<ScopePage, ScopeError> {
     let page = ScopePage::from_json(body).map_err(|error| ScopeError::Answer(error.to_string()))?;
     if page.unreadable > 0 {
-        tracing::warn!(count = page.unreadable, "identities with impossible ids are left out");
+        tracing::warn!(
+            code = "EH3006",
+            count = page.unreadable,
+            "identities with impossible ids are left out"
+        );
     }
     Ok(page)
 }

@@ -136,7 +136,7 @@ impl TwinStore {
     }
 
     fn lost(&self, identity: &Identity, reason: &str) -> TwinRecord {
-        tracing::error!(client = %identity, reason, "The stored twin is lost; it is read from the upstream again");
+        tracing::error!(code = "EH4012", client = %identity, reason, "The stored twin is lost; it is read from the upstream again");
         TwinRecord::default()
     }
 }

@@ -132,7 +132,11 @@ impl Answers {
                 Ok(_) => self.calls -= 1,
                 Err(SendError::TooLarge { limit_bytes }) => {
                     self.calls -= 1;
-                    tracing::warn!(limit_bytes, "The answer of a method is larger than the upstream takes");
+                    tracing::warn!(
+                        code = "EH5007",
+                        limit_bytes,
+                        "The answer of a method is larger than the upstream takes"
+                    );
                 }
                 Err(error) => {
                     self.waiting.entry(lane).or_default().push_front((correlation, answer));

@@ -58,7 +58,7 @@ impl Fates {
         let message = &queued.message;
         let from = &message.sender.identity;
         if let Some(others) = DROP_WARNINGS.admit() {
-            tracing::warn!(%from, reason = text, others, "The upstream does not take a message; it goes to the dead letters");
+            tracing::warn!(code = "EH5005", %from, reason = text, others, "The upstream does not take a message; it goes to the dead letters");
         }
         let output = message.output().unwrap_or_default();
         self.losses.dead_letter(reason, from, output, || {

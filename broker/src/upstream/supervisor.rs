@@ -115,7 +115,7 @@ impl Supervisor {
             self.work.reset();
             let pause = self.backoff.fail();
             tracing::warn!(
-                upstream = %self.options.host, cause = failure.cause.as_str(), reason = failure.text,
+                code = "EH5001", upstream = %self.options.host, cause = failure.cause.as_str(), reason = failure.text,
                 pause_secs = pause.as_secs_f32(), "The upstream is not reachable; messages are stored"
             );
             self.show_load(0);
@@ -242,7 +242,7 @@ impl Supervisor {
                         }
                         Err(error) => {
                             if READ_WARNINGS.admit().is_some() {
-                                tracing::error!(%error, "The queues of the upstream cannot be read");
+                                tracing::error!(code = "EH5002", %error, "The queues of the upstream cannot be read");
                             }
                             unreadable = true;
                         }

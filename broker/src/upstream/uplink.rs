@@ -338,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let identity = work.identity(lane);
         if let Some(others) = STALL_WARNINGS.admit() {
             tracing::warn!(
-                %identity, step = step.as_str(), reason = stall.as_str(), others,
+                code = "EH5008", %identity, step = step.as_str(), reason = stall.as_str(), others,
                 "Nothing gets on with the upstream; it is started anew from here"
             );
         }

@@ -299,7 +299,7 @@ impl Courier {
                 outcome.map_err(|error| match error {
                     TwinStoreError::Fault(TwinFault::Invalid(text)) => TwinError::Invalid(text),
                     other => {
-                        tracing::error!(error = %other, identity = %self.identity, "a twin request failed");
+                        tracing::error!(code = "EH7009", error = %other, identity = %self.identity, "a twin request failed");
                         TwinError::Failed(other.to_string())
                     }
                 })
@@ -373,7 +373,7 @@ impl Courier {
         match blocking(move || twins.read(&identity, &generation)).await {
             Ok(twin) => Some(twin),
             Err(error) => {
-                tracing::error!(%error, identity = %self.identity, "a twin cannot be read");
+                tracing::error!(code = "EH7010", %error, identity = %self.identity, "a twin cannot be read");
                 None
             }
         }

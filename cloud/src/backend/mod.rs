@@ -274,7 +274,7 @@ impl CloudBackend {
         self.shared.messages.purge(identity);
         let (twins, identity) = (self.shared.twins.clone(), identity.clone());
         if let Err(error) = blocking(move || twins.remove(&identity)).await {
-            tracing::warn!(%error, "the twin of a removed identity stays on disk");
+            tracing::warn!(code = "EH7011", %error, "the twin of a removed identity stays on disk");
         }
     }
 
@@ -295,7 +295,7 @@ impl CloudBackend {
             match self.shared.registry.reload() {
                 Ok(true) => verdict = self.verdict(login),
                 Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the registry is not read again"),
+                Err(error) => tracing::warn!(code = "EH7001", %error, "the registry is not read again"),
             }
         }
         match verdict {
@@ -427,7 +427,7 @@ impl Backend for CloudBackend {
     }
 
     fn dropped(&self, client: &CloudClient, reason: HeadDrop) {
-        tracing::warn!(identity = %client.sender.identity, ?reason, "a message is dropped");
+        tracing::warn!(code = "EH7002", identity = %client.sender.identity, ?reason, "a message is dropped");
     }
 }
 

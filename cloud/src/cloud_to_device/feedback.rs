@@ -90,7 +90,11 @@ impl FeedbackQueue {
         waiting.drain(..over);
         drop(waiting);
         if over > 0 {
-            tracing::warn!(dropped = over, "nobody takes feedback; the oldest records are dropped");
+            tracing::warn!(
+                code = "EH7008",
+                dropped = over,
+                "nobody takes feedback; the oldest records are dropped"
+            );
         }
         self.arrived.notify_one();
     }

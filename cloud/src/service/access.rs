@@ -19,7 +19,7 @@ pub(crate) fn authorize(registry: &Registry, token: Option<&str>) -> Result<i64,
         Ok(true) => token.check(registry),
         Ok(false) => judged,
         Err(error) => {
-            tracing::warn!(%error, "the registry is not read again");
+            tracing::warn!(code = "EH7012", %error, "the registry is not read again");
             judged
         }
     }

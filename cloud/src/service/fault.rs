@@ -39,7 +39,7 @@ impl Fault {
     }
 
     fn internal(error: impl std::fmt::Display) -> Self {
-        tracing::error!(%error, "a service call failed");
+        tracing::error!(code = "EH7013", %error, "a service call failed");
         Self::new(500, "ServerError", error.to_string())
     }
 

@@ -154,7 +154,7 @@ async fn dispatch(
     access::authorize(service.registry, call.authorization)?;
     // The command line may have changed the file since.
     if let Err(error) = service.registry.reload() {
-        tracing::warn!(%error, "the registry is not read again");
+        tracing::warn!(code = "EH7014", %error, "the registry is not read again");
     }
     let etag = call.if_match.map(etag);
     match (resource, call.method) {

@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use edgehub_broker::configuration::Origin;
 use edgehub_broker::hub::{Hub, Status};
 use edgehub_broker::upstream::UpstreamState;
 use edgehub_routing::DEFAULT_PRIORITY;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 
 use super::table::{Side, Table, bytes, printable, shortened, span};
 use crate::log::{codes, recent};
@@ -29,8 +31,8 @@ pub struct Site {
     pub pages: Arc<Pages>,
     /// Host name of the cloud hub.
     pub iothub: String,
-    /// Where the configuration comes from.
-    pub configuration: Option<String>,
+    /// How it stands with the configuration.
+    pub configuration: watch::Receiver<edgehub_broker::configuration::ConfigurationState>,
     /// When the program was started.
     pub started_at: OffsetDateTime,
 }
@@ -73,10 +75,25 @@ pub struct StatusAnswer {
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationState {
-    /// The file it comes from.
+    /// Where it comes from: `file`, `twin`, or `store` when it is that of the last run.
     pub source: Option<String>,
     /// Routes in force.
     pub routes: u64,
+    /// What came of the desired properties of the twin; `null` without any.
+    pub desired: Option<DesiredState>,
+    /// Why the twin could not be read the last time; `null` when it could.
+    pub pull_failed: Option<String>,
+}
+
+/// What came of desired properties.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredState {
+    /// Their `$version`.
+    pub version: Option<u64>,
+    /// 200, or 400 when something of them is refused.
+    pub code: u16,
+    /// What is refused.
+    pub description: String,
 }
 
 /// The way up.
@@ -181,10 +198,7 @@ impl StatusAnswer {
             started_at: site.map(|site| shown(site.started_at)),
             uptime_ms: uptime.map(|uptime| u64::try_from(uptime).unwrap_or_default()),
             health: site.map(|site| site.pages.health()),
-            configuration: ConfigurationState {
-                source: site.and_then(|site| site.configuration.clone()),
-                routes: hub.routes_in_force() as u64,
-            },
+            configuration: configuration(hub, site),
             upstream: upstream(&status),
             clients: ClientCount { connected: status.clients.len() as u64, max: hub.clients_max() as u64 },
             queues: queues(&status),
@@ -221,8 +235,7 @@ impl StatusAnswer {
                 line("", format!("{} since {since}: {hint}", code.as_str()));
             }
         }
-        let source = self.configuration.source.as_deref().unwrap_or("unknown");
-        line("configuration", format!("{} routes in force, from {source}", self.configuration.routes));
+        line("configuration", self.configuration.text());
         line("upstream", self.upstream.as_ref().map_or("none".into(), UpstreamAnswer::text));
         line("clients", format!("{} of at most {}", self.clients.connected, self.clients.max));
         line("store", self.store.text());
@@ -290,6 +303,21 @@ impl StatusAnswer {
     }
 }
 
+impl ConfigurationState {
+    fn text(&self) -> String {
+        let source = self.source.as_deref().unwrap_or("nowhere yet");
+        let mut text = format!("{} routes in force, from {source}", self.routes);
+        if let Some(desired) = &self.desired {
+            let version = desired.version.map(|version| format!(" {version}")).unwrap_or_default();
+            let _infallible = write!(text, "; twin{version}: {} {}", desired.code, desired.description);
+        }
+        if let Some(why) = &self.pull_failed {
+            let _infallible = write!(text, "; the twin cannot be read: {why}");
+        }
+        text.trim_end().to_owned()
+    }
+}
+
 impl UpstreamAnswer {
     fn text(&self) -> String {
         let why = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
@@ -318,6 +346,26 @@ impl StoreState {
             self.durability,
             full.unwrap_or_default()
         )
+    }
+}
+
+fn configuration(hub: &Hub, site: Option<&Site>) -> ConfigurationState {
+    let state = site.map(|site| site.configuration.borrow().clone()).unwrap_or_default();
+    let source = state.in_force.map(|in_force| match in_force.origin {
+        Origin::File => "file".to_owned(),
+        Origin::Store => "store".to_owned(),
+        Origin::Twin => "twin".to_owned(),
+    });
+    let desired = state.desired.map(|status| DesiredState {
+        version: status.desired_version,
+        code: status.code,
+        description: status.description,
+    });
+    ConfigurationState {
+        source,
+        routes: hub.routes_in_force() as u64,
+        desired,
+        pull_failed: state.pull_failed,
     }
 }
 

@@ -101,7 +101,7 @@ pub(super) async fn wait(
         };
         if reason != said {
             info!("The ports stay closed: {reason}");
-            pages.set_health(Health::Starting(reason.clone()));
+            pages.set_health(Health::NoConfiguration(reason.clone()));
             said = reason;
         }
         let upstream_changed = async {

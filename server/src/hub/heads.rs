@@ -79,11 +79,11 @@ pub(super) fn open(
     }
     if let Some(address) = settings.listen.mqtt_plain {
         let at = opening.plain("mqtt_plain", address, &heads, Heads::mqtt)?;
-        warn!(address = %at, "MQTT head is open without TLS");
+        warn!(code = "EH1008", address = %at, "MQTT head is open without TLS");
     }
     if let Some(address) = settings.listen.amqp_plain {
         let at = opening.plain("amqp_plain", address, &heads, Heads::amqp)?;
-        warn!(address = %at, "AMQP head is open without TLS");
+        warn!(code = "EH1010", address = %at, "AMQP head is open without TLS");
     }
     Ok(())
 }
@@ -203,7 +203,7 @@ impl Heads {
             }
             // Nothing in AMQP says this before a login: the connection ends.
             (SubProtocol::Amqp, Err((peer, reason))) => {
-                warn!(peer = ?peer.address, reason, "An AMQP connection is refused");
+                warn!(code = "EH2010", peer = ?peer.address, reason, "An AMQP connection is refused");
             }
         }
     }

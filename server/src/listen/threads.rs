@@ -209,7 +209,7 @@ impl ConnectionThreads {
         self.deadline.send_replace(Some(Instant::now() + timeout));
         for thread in self.threads {
             if thread.join().is_err() {
-                error!("a connection thread has panicked");
+                error!(code = "EH1301", "a connection thread has panicked");
             }
         }
     }
@@ -257,7 +257,7 @@ async fn run(mut mailbox: mpsc::Receiver<Task>, mut stopping: Stopping, relay: W
         }
     };
     if tokio::time::timeout_at(deadline.into(), drained).await.is_err() {
-        warn!(connections = tasks.len(), "connections did not end in time and are cut off");
+        warn!(code = "EH1302", connections = tasks.len(), "connections did not end in time and are cut off");
     }
 }
 
@@ -265,7 +265,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        error!(%error, "a connection ended by a panic; please report this as a defect");
+        error!(code = "EH1303", %error, "a connection ended by a panic; please report this as a defect");
     }
 }
 
@@ -288,7 +288,7 @@ impl Acceptor {
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(error) => {
-                error!(listener = self.name, %error, "listener cannot be watched");
+                error!(code = "EH1304", listener = self.name, %error, "listener cannot be watched");
                 return;
             }
         };
@@ -347,7 +347,7 @@ impl Acceptor {
     fn warn_at_times(&mut self, text: &'static str) {
         if self.warned_at.is_none_or(|warned_at| warned_at.elapsed() >= WARNING_INTERVAL) {
             self.warned_at = Some(Instant::now());
-            warn!(listener = self.name, "{text}");
+            warn!(code = "EH1305", listener = self.name, "{text}");
         }
     }
 }

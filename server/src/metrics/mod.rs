@@ -62,6 +62,7 @@ pub struct Recorder {
 struct Registry {
     clock: Clock,
     common: String,
+    iothub: String,
     windows: HashMap<&'static str, Duration>,
     refused: Arc<AtomicU64>,
     families: RwLock<Families>,
@@ -119,6 +120,7 @@ impl Recorder {
     }
 
     fn with_clock(common: &CommonLabels, message_size_window: Duration, clock: Clock) -> Self {
+        let iothub = common.iothub.clone();
         let common = label_text([
             ("iothub", common.iothub.as_str()),
             ("edge_device", &common.edge_device),
@@ -127,7 +129,7 @@ impl Recorder {
         let windows = HashMap::from([("edgehub_message_size_bytes", message_size_window)]);
         let refused = Arc::new(AtomicU64::new(0));
         let families = RwLock::new(Families::default());
-        Self { registry: Arc::new(Registry { clock, common, windows, refused, families }) }
+        Self { registry: Arc::new(Registry { clock, common, iothub, windows, refused, families }) }
     }
 
     /// Makes this the recorder of the process.
@@ -160,6 +162,13 @@ impl Registry {
             .map(|label| (label.key(), label.value()))
             .filter(|(label, _)| !exposition::RESERVED_LABELS.contains(label))
             .collect();
+        let text;
+        if names::shows_identity_as_text(&name)
+            && let Some((_, id)) = labels.iter_mut().find(|(label, _)| *label == "id")
+        {
+            text = names::identity_text(id, &self.iothub);
+            *id = &text;
+        }
         labels.sort_unstable();
         labels.dedup_by_key(|(label, _)| *label);
         let labels = label_text(labels);

@@ -40,6 +40,21 @@ pub(super) fn find(name: &str) -> Option<&'static KnownMetric> {
     KNOWN.iter().find(|known| known.name == name)
 }
 
+/// Whether the reference shows the identity in the label `id` of this metric as a text of its own.
+pub(super) fn shows_identity_as_text(name: &str) -> bool {
+    matches!(name, "edgehub_client_connect_success_total" | "edgehub_client_disconnect_total")
+}
+
+/// An identity as the reference writes it there.
+pub(super) fn identity_text(id: &str, iothub: &str) -> String {
+    match id.split_once('/') {
+        Some((device, module)) => {
+            format!("DeviceId: {device}; ModuleId: {module} [IotHubHostName: {iothub}]")
+        }
+        None => format!("DeviceId: {id} [IotHubHostName: {iothub}]"),
+    }
+}
+
 /// Every known metric: first those of the reference, then the program's own.
 pub fn known() -> &'static [KnownMetric] {
     KNOWN
@@ -86,9 +101,7 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_store_limit_bytes", N, "Limit of the store; 0 without one"),
     gauge("edgehub_store_free_bytes", N, "Free space of the store's file system"),
     gauge("edgehub_store_full", N, "1 while new messages find no room"),
-    summary("edgehub_store_write_duration_seconds", N, "Time of a batch commit or fsync"),
     counter("edgehub_store_damage_total", N, "Damaged parts of the store found since the start, by kind"),
-    counter("edgehub_store_errors_total", N, "Failed operations of the store"),
     gauge("edgehub_oldest_message_age_seconds", N, "Age of the head of a queue"),
     counter("edgehub_ledger_accepted_total", N, "Messages that a queue ever took, restarts included"),
     counter("edgehub_ledger_settled_total", N, "What became of them, by outcome"),
@@ -125,6 +138,7 @@ const KNOWN: &[KnownMetric] = &[
     counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
     counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),
     counter("edgehub_tls_handshakes_total", N, "TLS handshakes, by result"),
+    counter("edgehub_log_warnings_total", N, "Warnings and errors in the log, by code"),
     counter("edgehub_metrics_series_refused_total", N, "Series that found no room"),
     counter(
         "edgehub_mqtt_protocol_errors_total",

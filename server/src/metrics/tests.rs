@@ -149,6 +149,92 @@ fn a_page_has_the_contracted_form() {
     );
 }
 
+/// The reference's metrics: name, kind, and whether its collector may forward them.
+const OF_THE_REFERENCE: [(&str, Kind, bool); 21] = [
+    ("edgehub_messages_received_total", Kind::Counter, true),
+    ("edgehub_message_size_bytes", Kind::Summary, false),
+    ("edgehub_messages_sent_total", Kind::Counter, true),
+    ("edgehub_message_send_duration_seconds", Kind::Summary, false),
+    ("edgehub_message_process_duration_seconds", Kind::Summary, true),
+    ("edgehub_messages_dropped_total", Kind::Counter, true),
+    ("edgehub_messages_unack_total", Kind::Counter, true),
+    ("edgehub_queue_length", Kind::Gauge, true),
+    ("edgehub_gettwin_total", Kind::Counter, true),
+    ("edgehub_gettwin_duration_seconds", Kind::Summary, false),
+    ("edgehub_reported_properties_total", Kind::Counter, true),
+    ("edgehub_reported_properties_update_duration_seconds", Kind::Summary, false),
+    ("edgehub_direct_methods_total", Kind::Counter, true),
+    ("edgehub_direct_method_duration_seconds", Kind::Summary, false),
+    ("edgehub_offline_count_total", Kind::Counter, true),
+    ("edgehub_offline_duration_seconds", Kind::Summary, true),
+    ("edgehub_operation_retry_total", Kind::Counter, true),
+    ("edgehub_client_connect_failed_total", Kind::Counter, true),
+    ("edgehub_client_connect_success_total", Kind::Counter, false),
+    ("edgehub_client_disconnect_total", Kind::Counter, false),
+    ("edgehub_connected_clients", Kind::Gauge, false),
+];
+
+#[test]
+fn the_reference_s_metrics_keep_name_kind_and_mark() {
+    for (name, kind, telemetry) in OF_THE_REFERENCE {
+        let known = names::find(name).unwrap_or_else(|| panic!("{name} is not known"));
+        assert_eq!((known.kind, known.telemetry), (kind, telemetry), "{name}");
+    }
+    let (recorder, _) = recorder();
+    metrics::with_local_recorder(&recorder, || {
+        // As the rooms of twins and methods record them.
+        metrics::counter!("edgehub_gettwin_total", "source" => "upstream", "id" => "leaf1").increment(1);
+        metrics::histogram!("edgehub_gettwin_duration_seconds", "source" => "upstream", "id" => "leaf1")
+            .record(0.5);
+        metrics::counter!("edgehub_direct_methods_total", "from" => "upstream", "to" => "e/m").increment(1);
+        metrics::histogram!("edgehub_direct_method_duration_seconds", "from" => "upstream", "to" => "e/m")
+            .record(0.5);
+    });
+    let samples = parse(&recorder.render());
+    let of = |name: &str| samples.iter().filter(|sample| sample.family == name).collect::<Vec<_>>();
+    for name in ["edgehub_gettwin_duration_seconds", "edgehub_direct_method_duration_seconds"] {
+        let quantiles: Vec<_> = of(name).into_iter().filter_map(|sample| sample.label("quantile")).collect();
+        assert_eq!(quantiles, ["0.1", "0.5", "0.9", "0.99"], "{name}");
+        assert!(of(name).iter().all(|sample| sample.label("ms_telemetry").is_none()));
+    }
+    assert_eq!(of("edgehub_gettwin_total")[0].label("ms_telemetry"), Some("True"));
+}
+
+#[test]
+fn connects_show_the_identity_as_the_reference_writes_it() {
+    let (recorder, _) = recorder();
+    metrics::with_local_recorder(&recorder, || {
+        metrics::counter!("edgehub_client_connect_success_total", "id" => "leaf1").increment(1);
+        metrics::counter!("edgehub_client_disconnect_total", "id" => "edge1/filter").increment(1);
+        metrics::counter!("edgehub_client_connect_failed_total", "id" => "leaf1", "reason" => "x")
+            .increment(1);
+    });
+    let samples = parse(&recorder.render());
+    let id =
+        |name: &str| samples.iter().find(|sample| sample.name == name).and_then(|sample| sample.label("id"));
+    assert_eq!(
+        id("edgehub_client_connect_success_total"),
+        Some("DeviceId: leaf1 [IotHubHostName: h.example]")
+    );
+    assert_eq!(
+        id("edgehub_client_disconnect_total"),
+        Some("DeviceId: edge1; ModuleId: filter [IotHubHostName: h.example]")
+    );
+    assert_eq!(id("edgehub_client_connect_failed_total"), Some("leaf1"));
+}
+
+#[test]
+fn every_known_metric_is_documented_with_its_kind() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/metrics.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for known in known() {
+        let row =
+            text.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{}`", known.name)));
+        let row = row.unwrap_or_else(|| panic!("{} is not in docs/reference/metrics.md", known.name));
+        assert!(row.split('|').nth(2).unwrap().trim().starts_with(known.kind.word()), "{row}");
+    }
+}
+
 #[test]
 fn label_order_does_not_make_a_new_series() {
     let (recorder, _) = recorder();

@@ -17,6 +17,8 @@ pub enum ConditionCode {
     NoConfiguration,
     /// The hub is stopping.
     Stopping,
+    /// The configuration that the twin asks for is refused, in part or as a whole; the one in force stays.
+    ConfigurationRejected,
     /// The upstream is not connected; messages are stored.
     UpstreamUnreachable,
     /// The upstream asked for a pause.
@@ -33,10 +35,11 @@ pub enum ConditionCode {
 
 impl ConditionCode {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Starting,
         Self::NoConfiguration,
         Self::Stopping,
+        Self::ConfigurationRejected,
         Self::UpstreamUnreachable,
         Self::UpstreamThrottled,
         Self::StoreFull,
@@ -50,7 +53,8 @@ impl ConditionCode {
     pub fn blocks(self) -> bool {
         match self {
             Self::Starting | Self::NoConfiguration | Self::Stopping => true,
-            Self::UpstreamUnreachable
+            Self::ConfigurationRejected
+            | Self::UpstreamUnreachable
             | Self::UpstreamThrottled
             | Self::StoreFull
             | Self::StoreDamaged
@@ -65,6 +69,7 @@ impl ConditionCode {
             Self::Starting => "starting",
             Self::NoConfiguration => "no_configuration",
             Self::Stopping => "stopping",
+            Self::ConfigurationRejected => "configuration_rejected",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamThrottled => "upstream_throttled",
             Self::StoreFull => "store_full",

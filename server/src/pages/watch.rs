@@ -1,7 +1,8 @@
-//! Owns which conditions hold of a running hub: upstream, store, certificate.
+//! Owns which conditions hold of a running hub: configuration, upstream, store, certificate.
 
 use std::sync::Arc;
 
+use edgehub_broker::configuration::ConfigurationState;
 use edgehub_broker::hub::Hub;
 use edgehub_broker::upstream::UpstreamState;
 use edgehub_storage::{SpaceState, Store};
@@ -15,8 +16,19 @@ use crate::store;
 pub const CERTIFICATE_WARNING: Duration = Duration::days(14);
 
 /// What holds of this hub at this moment.
-pub fn of(hub: &Hub, stored: &Store, certificate: Option<&Arc<ServerCertificate>>) -> Vec<Condition> {
+pub fn of(
+    hub: &Hub,
+    stored: &Store,
+    configuration: &ConfigurationState,
+    certificate: Option<&Arc<ServerCertificate>>,
+) -> Vec<Condition> {
     let mut found = Vec::new();
+    if let Some(status) = configuration.desired.as_ref().filter(|status| status.code != 200) {
+        found.push(Condition::new(
+            ConditionCode::ConfigurationRejected,
+            format!("{}; what was in force before stays; correct the deployment", status.description),
+        ));
+    }
     if let Some(status) = hub.upstream() {
         let status = status.borrow();
         match status.state {

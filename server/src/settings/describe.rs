@@ -188,6 +188,19 @@ const DESCRIPTIONS: &[Description] = &[
         "ApiProxyModuleId",
         "Module whose forwarded client certificates (`x-ms-edge-clientcert`) are believed.",
     ),
+    choice(
+        "UpstreamProtocol",
+        &["Amqp", "AmqpWs", "Mqtt", "MqttWs"],
+        "`Amqp` (TLS on `upstream.amqp_port`) or `AmqpWs` (WebSocket on `upstream.https_port`). For `Mqtt` and `MqttWs` these two are taken.",
+    ),
+    text(
+        "https_proxy",
+        "`http://[user:password@]host:port`; proxy for HTTPS and WebSockets to the upstream. See [proxies](../how-to/proxy.md).",
+    ),
+    text(
+        "no_proxy",
+        "Hosts that are reached without it: names (and all below them), addresses, separated by commas; `*` for all.",
+    ),
     integer(
         "CloudOperationTimeoutSecs",
         1,

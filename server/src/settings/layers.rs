@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{self, Effect, KnownSetting, setting_id};
+use super::mask;
 use super::{Notice, SettingsError, Sources};
 
 /// Longest settings file that is read.
@@ -129,7 +130,8 @@ impl Layers {
     /// Lays one command line flag over what is there. `flag` is the flag's spelling, `name` the setting's.
     pub(super) fn add_flag(&mut self, flag: &str, name: &str, text: &str) -> Result<(), SettingsError> {
         let Some(known) = catalog::find(&setting_id(name)) else {
-            return Err(SettingsError::UnknownFlagSetting { flag: flag.into(), name: name.into() });
+            let name = mask::masked_name(name);
+            return Err(SettingsError::UnknownFlagSetting { flag: flag.into(), name });
         };
         self.put(known, name, text.into(), Origin::Flag(flag.into()));
         Ok(())

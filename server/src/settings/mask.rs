@@ -23,6 +23,17 @@ pub(super) fn masked(known: &KnownSetting, text: &str) -> Masked {
     Masked::Plain(without_user(text))
 }
 
+/// Longest part of a setting's name that is shown; a key in its place is longer.
+const NAME_PART_CHARS_MAX: usize = 42;
+
+/// A name that nothing knows, as it may be shown: a key in the place of a name is not.
+pub(super) fn masked_name(name: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "._:-".contains(character);
+    let parts = name.split(['.', ':', '_', '-']);
+    let short = parts.into_iter().all(|part| part.len() <= NAME_PART_CHARS_MAX);
+    if short && name.chars().all(plain) { name.to_owned() } else { "(not shown)".to_owned() }
+}
+
 /// The text without the user part of an address (RFC 3986 §3.2.1), as proxies are given.
 fn without_user(text: &str) -> String {
     let (scheme, rest) = match text.split_once("://") {
@@ -59,8 +70,19 @@ mod tests {
     }
 
     #[test]
+    fn a_key_in_the_place_of_a_name_is_hidden() {
+        for known in super::super::catalog::known() {
+            let name = known.name.trim_end_matches('*');
+            assert_eq!(masked_name(name), name);
+        }
+        for key in ["qXo/6cH0WYqgpl0q7bN1", "qXoX6cH0WYqgpl0q7bN1MikX3FxXzhukc6y9CfuUU5U", "a b"] {
+            assert_eq!(masked_name(key), "(not shown)");
+        }
+    }
+
+    #[test]
     fn addresses_lose_their_user() {
-        let plain = find("https_proxy").expect("listed");
+        let plain = find("edgedevicehostname").expect("listed");
         for (text, shown) in [
             ("http://proxy:3128", "http://proxy:3128"),
             ("http://me:word@proxy:3128", "http://***@proxy:3128"),

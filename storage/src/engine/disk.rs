@@ -141,7 +141,7 @@ impl DiskEngine {
         let mut flush = FlushOptions::default();
         flush.set_wait(true);
         if let Err(error) = self.db.flush_cfs_opt(&families.each_ref().map(|family| &**family), &flush) {
-            tracing::warn!(%error, "could not flush the store to make room");
+            tracing::warn!(code = "EH6005", %error, "could not flush the store to make room");
             return;
         }
         for range in ranges {
@@ -163,7 +163,7 @@ impl DiskEngine {
         ];
         for family in Family::ALL {
             if let Err(error) = self.db.set_options_cf(&self.family(family), &options) {
-                tracing::warn!(%error, "could not fit the store's files to its limit");
+                tracing::warn!(code = "EH6006", %error, "could not fit the store's files to its limit");
             }
         }
     }
@@ -175,7 +175,7 @@ impl DiskEngine {
         let last = predecessor(to);
         // Only makes room earlier; compaction does the same later, so a failure needs no answer.
         if let Err(error) = self.db.delete_file_in_range_cf(&self.family(family), from, &last) {
-            tracing::warn!(%error, family = family.name(), "could not drop the files of settled entries");
+            tracing::warn!(code = "EH6007", %error, family = family.name(), "could not drop the files of settled entries");
         }
     }
 

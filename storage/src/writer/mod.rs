@@ -159,7 +159,7 @@ impl Writer {
             }
         }
         if let Err(error) = self.engine.sync() {
-            tracing::error!(?error, "the last writes of the store could not be synced");
+            tracing::error!(code = "EH6016", ?error, "the last writes of the store could not be synced");
         }
         drop(abandon);
     }
@@ -252,7 +252,7 @@ impl Writer {
                 let error = StoreError::from(error);
                 // A full disk would otherwise fill the log as well.
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::error!(%error, requests = waiting.len(), "a write to the store failed");
+                    tracing::error!(code = "EH6017", %error, requests = waiting.len(), "a write to the store failed");
                 }
                 if matches!(error, StoreError::Full { .. }) {
                     self.disk_full();
@@ -285,7 +285,9 @@ impl Writer {
         let written = self.gauge.written();
         match self.engine.measure() {
             Ok(measured) => self.gauge.set_measured(measured, written),
-            Err(error) => tracing::warn!(%error, "the room of the store could not be measured"),
+            Err(error) => {
+                tracing::warn!(code = "EH6018", %error, "the room of the store could not be measured")
+            }
         }
     }
 
@@ -296,7 +298,7 @@ impl Writer {
         match self.engine.set_reserve(0) {
             Ok(()) => self.measure(),
             Err(error) => {
-                tracing::error!(%error, "the reserve of the store could not be given to the file system")
+                tracing::error!(code = "EH6019", %error, "the reserve of the store could not be given to the file system")
             }
         }
     }
@@ -390,7 +392,7 @@ impl Writer {
         }
         let result = self.engine.sync().map_err(StoreError::from);
         if let Err(error) = &result {
-            tracing::error!(%error, requests = self.held.len(), "a sync of the store failed");
+            tracing::error!(code = "EH6020", %error, requests = self.held.len(), "a sync of the store failed");
         }
         for done in self.held.drain(..) {
             let _ = done.send(result.clone());

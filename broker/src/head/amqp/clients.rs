@@ -217,7 +217,7 @@ where
             }
             // The older one stands until it ends.
             Err(LoginError::Unavailable(reason)) => {
-                tracing::warn!(client = %identity, reason, "The newer token cannot be checked");
+                tracing::warn!(code = "EH2011", client = %identity, reason, "The newer token cannot be checked");
             }
         }
     }

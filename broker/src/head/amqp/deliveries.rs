@@ -123,7 +123,7 @@ impl Deliverer {
                 true
             }
             Err(error @ SendError::TooLarge { .. }) => {
-                tracing::warn!(%error, "The client takes no message of this size");
+                tracing::warn!(code = "EH2012", %error, "The client takes no message of this size");
                 turn.outcomes.push(settler.clone(), *tag, Outcome::NotConvertible);
                 true
             }

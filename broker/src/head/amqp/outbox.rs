@@ -63,7 +63,7 @@ impl Outbox {
             match turn.engine.send(link, payload.clone(), options) {
                 Ok(_) => {}
                 Err(error @ SendError::TooLarge { .. }) => {
-                    tracing::warn!(%error, "A twin answer, notification or method call is dropped");
+                    tracing::warn!(code = "EH2013", %error, "A twin answer, notification or method call is dropped");
                 }
                 Err(error) => {
                     turn.held.add(link, error);

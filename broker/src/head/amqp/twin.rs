@@ -96,7 +96,7 @@ impl Twin {
         match MessageId::from_encoded(&answer.correlation) {
             Ok(correlation) => self.answers.push(turn, encode(correlation, reply)),
             Err(error) => {
-                tracing::warn!(%error, "A twin answer to no request of this connection is dropped");
+                tracing::warn!(code = "EH2014", %error, "A twin answer to no request of this connection is dropped");
                 Ok(())
             }
         }

@@ -202,7 +202,7 @@ where
     if let Some(will) = will.filter(|_| end.keeps_will()) {
         let published = will::publish_will(backend, &mut client, &sender, will);
         if timeout(WILL_MAX, published).await.is_err() {
-            warn!("client {}: its will could not be stored in time", sender.identity);
+            warn!(code = "EH2001", "client {}: its will could not be stored in time", sender.identity);
         }
     }
     end

@@ -121,8 +121,10 @@ impl ConnectionEnd {
         );
         if wrong && let Some(suppressed) = ENDED.admit() {
             match identity {
-                Some(identity) => warn!(suppressed, "client {identity}: MQTT connection closed: {self}"),
-                None => warn!(suppressed, "MQTT connection closed before its login: {self}"),
+                Some(identity) => {
+                    warn!(code = "EH2004", suppressed, "client {identity}: MQTT connection closed: {self}")
+                }
+                None => warn!(code = "EH2005", suppressed, "MQTT connection closed before its login: {self}"),
             }
         }
         if let Some(identity) = identity {

@@ -90,7 +90,7 @@ where
         Err(_) if stored_session.is_empty() => (Session::default(), false),
         Err(error) => {
             // To refuse would lock the client out for good; without session-present it knows to subscribe again.
-            warn!("client {identity}: {error}; it starts without subscriptions");
+            warn!(code = "EH2006", "client {identity}: {error}; it starts without subscriptions");
             (Session::default(), false)
         }
     };
@@ -250,7 +250,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     if let Some(suppressed) = REFUSED.admit() {
-        warn!(suppressed, "MQTT connection refused with code {}: {reason}", code as u8);
+        warn!(code = "EH2007", suppressed, "MQTT connection refused with code {}: {reason}", code as u8);
     }
     encode::connack(&mut wire.output, false, code);
     ConnectionEnd::Refused(code)

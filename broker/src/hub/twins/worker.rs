@@ -183,7 +183,7 @@ impl Worker {
         if (load || report || compare)
             && let Err(error) = self.load().await
         {
-            tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+            tracing::error!(code = "EH4015", client = %self.identity, %error, "The twin cannot be read from the store");
         }
         let now = Instant::now();
         if report || compare {
@@ -273,7 +273,7 @@ impl Worker {
         let pending = match self.load().await {
             Ok(record) => record.pending.clone(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4016", client = %self.identity, %error, "The twin cannot be read from the store");
                 for (asker, _) in std::mem::take(&mut self.readers) {
                     self.answer(asker, Err(TwinError::Failed(error.to_string()))).await;
                 }
@@ -321,7 +321,7 @@ impl Worker {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(client = %self.identity, %error, "The upstream's twin cannot be read");
+                    tracing::warn!(code = "EH4017", client = %self.identity, %error, "The upstream's twin cannot be read");
                     true
                 }
             },
@@ -352,7 +352,7 @@ impl Worker {
         let mut record = match self.load().await {
             Ok(record) => record.clone(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4018", client = %self.identity, %error, "The twin cannot be read from the store");
                 TwinRecord::default()
             }
         };
@@ -381,7 +381,7 @@ impl Worker {
             Ok(changes) => changes,
             Err(error) => {
                 tracing::warn!(
-                    client = %self.identity, %error,
+                    code = "EH4019", client = %self.identity, %error,
                     "A change of desired properties cannot be read; the whole twin is read instead"
                 );
                 self.compare_at = Some(Instant::now());
@@ -391,7 +391,7 @@ impl Worker {
         let record = match self.load().await {
             Ok(record) => record,
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4020", client = %self.identity, %error, "The twin cannot be read from the store");
                 self.compare_at = Some(Instant::now());
                 return;
             }
@@ -487,7 +487,7 @@ impl Worker {
                 Ok(TwinReply::Patched { version: None })
             }
             Err(reason) => {
-                tracing::error!(client = %self.identity, reason, "Reported properties cannot be kept");
+                tracing::error!(code = "EH4021", client = %self.identity, reason, "Reported properties cannot be kept");
                 Err(TwinError::Failed(reason))
             }
         };
@@ -527,7 +527,7 @@ impl Worker {
         let updates: Vec<Bytes> = match self.load().await {
             Ok(record) => record.pending.updates().map(text).collect(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4022", client = %self.identity, %error, "The twin cannot be read from the store");
                 self.report_at = Some(Instant::now() + self.backoff.fail());
                 return;
             }
@@ -581,7 +581,7 @@ impl Worker {
                 let mut record = match self.load().await {
                     Ok(record) => record.clone(),
                     Err(error) => {
-                        tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                        tracing::error!(code = "EH4023", client = %self.identity, %error, "The twin cannot be read from the store");
                         self.report_at = Some(Instant::now() + self.backoff.fail());
                         return;
                     }
@@ -598,7 +598,7 @@ impl Worker {
             Err(error) => {
                 let pause = self.backoff.fail();
                 tracing::warn!(
-                    client = %self.identity, %error, pause_secs = pause.as_secs_f32(),
+                    code = "EH4024", client = %self.identity, %error, pause_secs = pause.as_secs_f32(),
                     "The upstream does not take reported properties; they are sent again"
                 );
                 self.report_at = Some(Instant::now() + pause);
@@ -628,7 +628,7 @@ impl Worker {
     /// Keeps a record; when the store does not, it holds until the worker ends, and the upstream is asked again.
     async fn keep(&mut self, record: TwinRecord) {
         if let Err(error) = self.save(record.clone()).await {
-            tracing::error!(client = %self.identity, %error, "The twin cannot be stored");
+            tracing::error!(code = "EH4025", client = %self.identity, %error, "The twin cannot be stored");
             self.hold(&record);
             self.record = Some(record);
         }
@@ -687,7 +687,7 @@ impl Worker {
     async fn send(&mut self, mailbox: Mailbox, command: Command) {
         let sent = timeout(Duration::from_secs(MAILBOX_SECS), mailbox.send(command)).await;
         if sent.is_err() {
-            tracing::warn!(client = %self.identity, "The client takes no answers; one is dropped");
+            tracing::warn!(code = "EH4026", client = %self.identity, "The client takes no answers; one is dropped");
         }
     }
 

@@ -187,13 +187,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
 
 fn warn_unreadable(lane: LaneId, work: &Work, what: &'static str) {
     if let Some(others) = DOWNWARD_WARNINGS.admit() {
-        tracing::warn!(identity = %work.identity(lane), what, others, "The upstream sent what cannot be read");
+        tracing::warn!(code = "EH5009", identity = %work.identity(lane), what, others, "The upstream sent what cannot be read");
     }
 }
 
 fn refuse(lane: LaneId, work: &Work, what: &'static str, text: &'static str) {
     counter!("edgehub_upstream_refused_total", "kind" => what).increment(1);
     if let Some(others) = DOWNWARD_WARNINGS.admit() {
-        tracing::warn!(identity = %work.identity(lane), others, "{text}");
+        tracing::warn!(code = "EH5010", identity = %work.identity(lane), others, "{text}");
     }
 }

@@ -247,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         if let Some(others) = IDENTITY_WARNINGS.admit() {
             let reason = ended("the link", error);
             tracing::warn!(
-                identity = %work.identity(lane), ?kind, reason, others,
+                code = "EH5011", identity = %work.identity(lane), ?kind, reason, others,
                 "The upstream does not serve what a client wants; it is asked again after a pause"
             );
         }
@@ -317,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             .increment(1);
         if let Some(others) = IDENTITY_WARNINGS.admit() {
             tracing::warn!(
-                identity = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
+                code = "EH5012", identity = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
                 "The upstream session of an identity failed and is made anew after a pause"
             );
         }

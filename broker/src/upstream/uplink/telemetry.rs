@@ -180,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                     // One message of the batch may be at fault: each is judged on its own.
                     if DROP_WARNINGS.admit().is_some() {
                         let sender = work.lanes.sender(lane);
-                        tracing::warn!(%sender, reason, "A batch was refused; its messages go one by one");
+                        tracing::warn!(code = "EH5003", %sender, reason, "A batch was refused; its messages go one by one");
                     }
                     work.lanes.set_aside(lane);
                 }
@@ -210,7 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             .increment(1);
         if let Some(others) = LANE_WARNINGS.admit() {
             tracing::warn!(
-                sender = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
+                code = "EH5004", sender = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
                 "Messages of one sender cannot go up and are offered again after a pause"
             );
         }

@@ -253,7 +253,7 @@ where
     fn dropped<B: Backend>(&self, backend: &B, client: &B::Client, reason: HeadDrop) {
         backend.dropped(client, reason);
         if let Some(suppressed) = DROPPED.admit() {
-            warn!(suppressed, "client {}: a message was dropped: {reason:?}", self.identity);
+            warn!(code = "EH2002", suppressed, "client {}: a message was dropped: {reason:?}", self.identity);
         }
     }
 }

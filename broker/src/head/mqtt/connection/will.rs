@@ -37,6 +37,6 @@ pub(super) async fn publish_will<B: Backend>(
     if let Err(error) = published
         && let Some(suppressed) = DROPPED.admit()
     {
-        warn!(suppressed, "client {}: its will was dropped: {error}", sender.identity);
+        warn!(code = "EH2003", suppressed, "client {}: its will was dropped: {error}", sender.identity);
     }
 }

@@ -135,6 +135,23 @@ async fn without_a_stored_twin_a_change_is_passed_on() {
 }
 
 #[tokio::test]
+async fn more_changes_than_can_wait_are_read_at_once() {
+    let (hub, cloud) = start(&memory(), quick());
+    cloud.up().await;
+    let mut leaf = subscriber(&hub, &cloud, "leaf").await;
+    // Nobody takes anything while these come, and nothing of the twin is stored.
+    let mut patches = Vec::new();
+    for number in 1..=20 {
+        patches.push(cloud.change("leaf", json!({ "n": number, format!("n{number}"): 1 })));
+    }
+    for patch in patches {
+        cloud.tell("leaf", &patch);
+    }
+    let whole = desired(&mut leaf).await;
+    assert_eq!((&whole["n"], &whole["n1"], &whole["$version"]), (&json!(20), &json!(1), &json!(20)));
+}
+
+#[tokio::test]
 async fn after_an_outage_reports_go_first_and_then_the_difference_comes() {
     let (hub, cloud) = start(&memory(), quick());
     cloud.up().await;

@@ -21,7 +21,7 @@ use edgehub_broker::twin::{CipherError, Ciphering, TwinCipher, TwinStore};
 use edgehub_broker::upstream::control::ControlError;
 use edgehub_routing::HubConfig;
 use edgehub_storage::{Store, StoreLimits, StoreOptions, Table};
-use module_site::{DEADLINE, config, connect, publish_on, until};
+use module_site::{DEADLINE, config, connect, ledger, publish_on, until};
 use serde_json::{Value, json};
 
 fn disk(folder: &Path) -> Store {
@@ -140,6 +140,7 @@ async fn a_sealed_twin_shows_nothing_and_is_read_again() {
         hub.stop(DEADLINE).await;
     }
     let (hub, cloud) = start(&store, options());
+    hub.apply(&config(json!({ "changes": CHANGES }), 3_600)).unwrap();
     let mut leaf = connect(&hub, "leaf").await;
     report_all(&hub, &mut leaf, [json!({ "secret": "text" })]).await;
     let stored = store.keyed(Table::Twins).get(b"leaf").await.unwrap().unwrap();
@@ -152,6 +153,7 @@ async fn a_sealed_twin_shows_nothing_and_is_read_again() {
     // While the cipher cannot be asked nothing is lost, and nobody is told that anything was kept.
     cipher.fail(Some(CipherError::Unavailable("starting".into())));
     assert_eq!(report(&hub, &mut leaf, json!({ "x": 1 })).await.unwrap_err().status(), 500);
+    assert_eq!(ledger(&hub, "edge1/filter/changes").queued, 1, "routes did not hear of it either");
     cipher.fail(None);
     assert_eq!(get(&hub, &mut leaf).await, twin);
     cloud.up().await;

@@ -175,17 +175,12 @@ impl Twins {
         pending.iter().for_each(|identity| self.due.push(identity));
     }
 
-    /// Reads the hub's own twin and the list of what waits, as they were stored.
+    /// Reads the hub's own twin and the list of what waits, as they were stored. To be called before the upstream is heard.
     pub(super) async fn restore(self: &Arc<Self>) {
         let own = self.own_identity().clone();
         self.post(&own, |inbox| inbox.load = true);
         match self.store.pending().await {
-            Ok(pending) => {
-                self.pending.lock().extend(pending);
-                if self.is_connected() {
-                    self.connected();
-                }
-            }
+            Ok(pending) => self.pending.lock().extend(pending),
             Err(error) => {
                 tracing::error!(%error, "Reported properties that wait for the upstream cannot be read")
             }

@@ -189,6 +189,12 @@ impl Cloud {
         patch
     }
 
+    /// Tells the hub of a change, without giving way to anybody.
+    pub(crate) fn tell(&self, identity: &str, patch: &Value) {
+        let patch = patch.to_string().into();
+        self.downward.try_send(Downward::Desired { identity: id(identity), patch }).unwrap();
+    }
+
     /// What is asked for this identity gets no answer from now on.
     pub(crate) fn hang(&self, identity: &str) {
         self.state.lock().hanging.insert(id(identity));

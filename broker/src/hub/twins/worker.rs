@@ -23,7 +23,7 @@ use super::{Asker, Twins};
 use crate::backend::{Command, Mailbox, TwinAnswer, TwinError, TwinReply};
 use crate::delivery::Backoff;
 use crate::identity::Identity;
-use crate::twin::{TwinRecord, TwinStoreError};
+use crate::twin::{SealedTwin, TwinRecord, TwinStoreError};
 use crate::upstream::control::ControlError;
 use reading::Reading;
 use reporting::{Report, Reporting};
@@ -142,7 +142,7 @@ impl Worker {
     }
 
     async fn take_inbox(&mut self) {
-        let (requests, pushes, load, report, compare, permit) = {
+        let (requests, pushes, load, report, compare, missed, permit) = {
             let mut inbox = self.slot.inbox.lock();
             (
                 std::mem::take(&mut inbox.requests),
@@ -150,6 +150,7 @@ impl Worker {
                 std::mem::take(&mut inbox.load),
                 std::mem::take(&mut inbox.report),
                 std::mem::take(&mut inbox.compare),
+                std::mem::take(&mut inbox.missed),
                 inbox.permit.take(),
             )
         };
@@ -170,6 +171,9 @@ impl Worker {
             }
         }
         if compare && (self.is_own() || self.record.as_ref().is_some_and(|record| record.desired.is_some())) {
+            self.compare_at = Some(now);
+        }
+        if missed {
             self.compare_at = Some(now);
         }
         for patch in pushes {
@@ -250,7 +254,12 @@ impl Worker {
     }
 
     async fn save(&mut self, record: TwinRecord) -> Result<(), TwinStoreError> {
-        self.twins.store.save(&self.identity, &record).await?;
+        let sealed = self.twins.store.seal(&self.identity, &record).await?;
+        self.put(record, sealed).await
+    }
+
+    async fn put(&mut self, record: TwinRecord, sealed: SealedTwin) -> Result<(), TwinStoreError> {
+        self.twins.store.put(sealed).await?;
         if record.pending.is_empty() {
             self.twins.pending.lock().remove(&self.identity);
         } else {

@@ -91,9 +91,6 @@ impl Worker {
     /// Takes the upstream's twin.
     pub(super) async fn read(&mut self, read: Result<Bytes, ControlError>) {
         let Some(reading) = self.reading.take() else { return };
-        let labels = self.labels("source", "upstream");
-        counter!("edgehub_gettwin_total", &labels).increment(1);
-        histogram!("edgehub_gettwin_duration_seconds", &labels).record(seconds_since(reading.start));
         let why = match read {
             Ok(twin) => match sections(&twin) {
                 Ok((desired, reported)) => {
@@ -109,9 +106,7 @@ impl Worker {
             Err(error) => error,
         };
         tracing::info!(client = %self.identity, error = %why, "The upstream does not give the twin");
-        // The next connection asks again by itself.
-        let lasts = matches!(why, ControlError::Offline | ControlError::Unsupported);
-        if reading.compares && !lasts {
+        if reading.compares && why != ControlError::Unsupported {
             self.compare_at = Some(Instant::now() + self.backoff.fail());
         }
         self.answer_from_store(&why).await;
@@ -126,6 +121,9 @@ impl Worker {
     }
 
     async fn take_twin(&mut self, reading: Reading, desired: Object, mut reported: Object) {
+        let labels = self.labels("source", "upstream");
+        counter!("edgehub_gettwin_total", &labels).increment(1);
+        histogram!("edgehub_gettwin_duration_seconds", &labels).record(seconds_since(reading.start));
         reading.reported.apply_to(&mut reported);
         let mut record = match self.load().await {
             Ok(record) => record.clone(),
@@ -139,6 +137,8 @@ impl Worker {
         let document = record.document();
         let difference = match (&before, &record.desired) {
             (Some(before), Some(after)) if reading.compares => desired_diff(before, after),
+            // Changes were missed of which none was kept.
+            (None, Some(after)) if reading.compares => desired_diff(&Object::new(), after),
             _ => Object::new(),
         };
         let current_version = record.desired_version();

@@ -10,7 +10,7 @@ use crate::hub::connectivity::lost;
 use crate::hub::twins::{Asker, seconds_since};
 use crate::message::Message;
 use crate::twin::json::Object;
-use crate::twin::{Pending, change_message, text};
+use crate::twin::{Pending, TwinRecord, change_message, text};
 use crate::upstream::control::ControlError;
 
 /// Reported properties, on their way.
@@ -53,10 +53,7 @@ impl Worker {
                 Err(error) => self.answer(report.asker, Err(TwinError::Invalid(error.to_string()))).await,
             }
         }
-        let kept = match self.route(&taken).await {
-            Ok(()) => self.save(record).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
+        let kept = self.route_and_keep(&taken, record).await;
         let result = match kept {
             Ok(()) => {
                 for report in &taken {
@@ -84,6 +81,15 @@ impl Worker {
             }
             self.answer(report.asker, result.clone()).await;
         }
+    }
+
+    /// Both or neither, as far as the store lets it: what may well fail comes first, and a client whose hub ends in between
+    /// has no answer and reports again.
+    async fn route_and_keep(&mut self, reports: &[Report], record: TwinRecord) -> Result<(), String> {
+        let sealed =
+            self.twins.store.seal(&self.identity, &record).await.map_err(|error| error.to_string())?;
+        self.route(reports).await.map_err(|error| error.to_string())?;
+        self.put(record, sealed).await.map_err(|error| error.to_string())
     }
 
     async fn route(&mut self, reports: &[Report]) -> Result<(), PublishError> {
@@ -177,11 +183,11 @@ impl Worker {
                     self.report_at = Some(self.next_report());
                 }
             }
-            // The next connection sends it.
-            Err(ControlError::Offline | ControlError::Unsupported) => {}
+            Err(ControlError::Unsupported) => {}
+            // Offline, too: if it is so for all identities, the next connection sends it.
             Err(error) => {
                 let pause = self.backoff.fail();
-                tracing::warn!(
+                tracing::info!(
                     client = %self.identity, %error, pause_secs = pause.as_secs_f32(),
                     "The upstream does not take reported properties; they are sent again"
                 );

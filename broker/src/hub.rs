@@ -57,6 +57,7 @@ pub use config::{Applied, ApplyError};
 pub use connectivity::Connectivity;
 pub use control::ControlOptions;
 pub use methods::{Caller, Invocation, InvokeError, OwnMethod, OwnMethodFuture};
+pub use own::DesiredProperties;
 pub use status::{ClientStatus, DeadLetterStatus, LedgerStatus, QueueStatus, SpaceStatus, Status};
 pub use twins::TWIN_REQUESTS_MAX;
 

@@ -8,7 +8,7 @@ mod module_site;
 
 use std::time::Duration;
 
-use control_site::{command, id, memory, quick, start};
+use control_site::{command, id, memory, quick, soon, start};
 use edgehub_broker::backend::{
     Backend, Command, Deliveries, Feature, MethodAnswer, MethodCall, Outcome, Settler, Target,
 };
@@ -58,7 +58,7 @@ async fn a_call_reaches_a_subscribed_client_and_its_answer_the_caller() {
     let call = called(&mut leaf).await;
     assert_eq!((&*call.name, &call.payload[..]), ("reboot", &br#"{"now":true}"#[..]));
     hub.method_answered(&mut leaf.client, call.id, reply(-3));
-    assert_eq!(answered.await.unwrap(), Ok(reply(-3)));
+    assert_eq!(soon(answered).await.unwrap(), Ok(reply(-3)));
     // An answer that nobody waits for is of no harm.
     hub.method_answered(&mut leaf.client, call.id, reply(1));
 }
@@ -77,7 +77,7 @@ async fn an_absent_client_is_not_found_at_once_or_after_the_time_to_connect() {
     hub.subscribe(&mut leaf.client, Feature::Methods, true);
     let call = called(&mut leaf).await;
     hub.method_answered(&mut leaf.client, call.id, reply(200));
-    assert_eq!(waiting.await.unwrap(), Ok(reply(200)));
+    assert_eq!(soon(waiting).await.unwrap(), Ok(reply(200)));
     hub.subscribe(&mut leaf.client, Feature::Methods, false);
     assert_eq!(hub.invoke(invocation("leaf", Duration::ZERO, DEADLINE)).await, not_found);
 }
@@ -98,7 +98,7 @@ async fn those_who_wait_call_one_after_the_other_in_their_order() {
         // A second one would be there by now, if it did not wait for this answer.
         (0..20).for_each(|_| assert!(leaf.mailbox.try_recv().is_err()));
         hub.method_answered(&mut leaf.client, call.id, reply(number));
-        assert_eq!(waiting.remove(0).await.unwrap(), Ok(reply(number)));
+        assert_eq!(soon(waiting.remove(0)).await.unwrap(), Ok(reply(number)));
     }
 }
 
@@ -113,7 +113,7 @@ async fn a_client_that_does_not_answer_times_out_and_one_that_leaves_does_at_onc
     let answered = invoke(&hub, invocation("leaf", Duration::ZERO, Duration::from_secs(86_400)));
     called(&mut leaf).await;
     drop(leaf);
-    let gone = answered.await.unwrap().unwrap_err();
+    let gone = soon(answered).await.unwrap().unwrap_err();
     assert_eq!((gone.status(), &gone), (504, &InvokeError::Disconnected(id("leaf"))));
 }
 
@@ -121,7 +121,7 @@ async fn a_client_that_does_not_answer_times_out_and_one_that_leaves_does_at_onc
 async fn the_upstream_gets_an_answer_to_every_call() {
     let (hub, cloud) = start(&memory(), quick());
     cloud.up().await;
-    let absent = cloud.call("leaf", "reboot", "null").await.await.unwrap();
+    let absent = soon(cloud.call("leaf", "reboot", "null").await).await.unwrap();
     assert_eq!(absent.status, 404);
     let text: Value = serde_json::from_slice(&absent.payload).unwrap();
     assert_eq!(text, json!({ "message": "Client leaf not found" }));
@@ -131,20 +131,20 @@ async fn the_upstream_gets_an_answer_to_every_call() {
     let call = called(&mut leaf).await;
     assert_eq!(call.payload, "7");
     hub.method_answered(&mut leaf.client, call.id, reply(200));
-    assert_eq!(answered.await.unwrap(), reply(200));
+    assert_eq!(soon(answered).await.unwrap(), reply(200));
     let answered = cloud.call("leaf", "reboot", "7").await;
     called(&mut leaf).await;
     drop(leaf);
-    assert_eq!(answered.await.unwrap().status, 504);
+    assert_eq!(soon(answered).await.unwrap().status, 504);
 }
 
 #[tokio::test]
 async fn the_hub_has_methods_of_its_own() {
     let (hub, cloud) = start(&memory(), quick());
     hub.serve_method("Echo", |payload| async move { MethodAnswer { status: 200, payload } });
-    let answer = cloud.call("edge1/$edgeHub", "Echo", "[1]").await.await.unwrap();
+    let answer = soon(cloud.call("edge1/$edgeHub", "Echo", "[1]").await).await.unwrap();
     assert_eq!(answer, MethodAnswer { status: 200, payload: "[1]".into() });
-    assert_eq!(cloud.call("edge1/$edgeHub", "Nothing", "null").await.await.unwrap().status, 501);
+    assert_eq!(soon(cloud.call("edge1/$edgeHub", "Nothing", "null").await).await.unwrap().status, 501);
 }
 
 async fn device(hub: &Hub, identity: &str) -> Module {
@@ -179,17 +179,17 @@ async fn what_a_device_does_with_a_message_is_told_upstream() {
         let settled = cloud.command("leaf", "t1").await;
         let (_, tag, settler) = delivered(&mut leaf).await;
         settler.settle([(tag, outcome)]);
-        assert_eq!(settled.await.map_err(drop), told, "{outcome:?}");
+        assert_eq!(soon(settled).await.map_err(drop), told, "{outcome:?}");
     }
     // A module has no such messages, and who is away gets none.
     let mut module = connect(&hub, "edge1/m").await;
     hub.subscribe(&mut module.client, Feature::CloudToDevice, true);
-    assert!(cloud.command("edge1/m", "t1").await.await.is_err());
+    assert!(soon(cloud.command("edge1/m", "t1").await).await.is_err());
     let unanswered = cloud.command("leaf", "t2").await;
     delivered(&mut leaf).await;
     drop(leaf);
-    assert!(unanswered.await.is_err());
-    assert!(cloud.command("leaf", "t3").await.await.is_err());
+    assert!(soon(unanswered).await.is_err());
+    assert!(soon(cloud.command("leaf", "t3").await).await.is_err());
 }
 
 #[tokio::test]
@@ -205,10 +205,10 @@ async fn a_device_may_unsubscribe_and_subscribe_again() {
         assert_eq!(body, round.to_string());
         hub.subscribe(&mut leaf.client, Feature::CloudToDevice, false);
         until(|| !wants()).await;
-        assert!(cloud.command("leaf", "unwanted").await.await.is_err());
+        assert!(soon(cloud.command("leaf", "unwanted").await).await.is_err());
         // What it had before, it may still answer.
         settler.settle([(tag, Outcome::Accepted)]);
-        assert_eq!(settled.await, Ok(Outcome::Accepted));
+        assert_eq!(soon(settled).await, Ok(Outcome::Accepted));
         hub.subscribe(&mut leaf.client, Feature::CloudToDevice, true);
     }
 }
@@ -222,21 +222,21 @@ async fn a_device_that_answers_nothing_has_a_bounded_number_and_none_twice() {
         let settled = cloud.command("leaf", &number.to_string()).await;
         let (_, tag, settler) = delivered(&mut leaf).await;
         under_way.push((settled, tag, settler));
-        assert!(cloud.command("leaf", "0").await.await.is_err(), "the device has it already");
+        assert!(soon(cloud.command("leaf", "0").await).await.is_err(), "the device has it already");
     }
-    assert!(cloud.command("leaf", "more").await.await.is_err());
+    assert!(soon(cloud.command("leaf", "more").await).await.is_err());
     // Others are not concerned.
     let mut other = device(&hub, "other").await;
     let settled = cloud.command("other", "0").await;
     let (_, tag, settler) = delivered(&mut other).await;
     settler.settle([(tag, Outcome::Accepted)]);
-    assert_eq!(settled.await, Ok(Outcome::Accepted));
+    assert_eq!(soon(settled).await, Ok(Outcome::Accepted));
     let (settled, tag, settler) = under_way.remove(0);
     settler.settle([(tag, Outcome::Accepted)]);
-    assert_eq!(settled.await, Ok(Outcome::Accepted));
+    assert_eq!(soon(settled).await, Ok(Outcome::Accepted));
     let again = cloud.command("leaf", "0").await;
     let (body, tag, settler) = delivered(&mut leaf).await;
     assert_eq!(body, "0");
     settler.settle([(tag, Outcome::Accepted)]);
-    assert_eq!(again.await, Ok(Outcome::Accepted));
+    assert_eq!(soon(again).await, Ok(Outcome::Accepted));
 }

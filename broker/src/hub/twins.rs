@@ -17,7 +17,6 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use edgehub_storage::Store;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
@@ -25,6 +24,7 @@ use tokio::time::Instant;
 use super::ControlOptions;
 use super::connectivity::Connectivity;
 use super::identity_queue::IdentityQueue;
+use super::own::DesiredProperties;
 use super::subscriptions::{RefreshTime, Subscriptions};
 use crate::backend::{Mailbox, TwinError, TwinOperation, TwinRequest};
 use crate::dispatch::Dispatch;
@@ -50,7 +50,7 @@ pub(super) struct Twins {
     dispatch: Dispatch,
     /// The sender of messages about changed reported properties: the hub.
     sender: Arc<Sender>,
-    own: watch::Sender<Option<Arc<Value>>>,
+    own: watch::Sender<Option<Arc<DesiredProperties>>>,
     options: ControlOptions,
     slots: DashMap<Identity, Arc<Slot>, ahash::RandomState>,
     /// Identities whose reported properties wait for the upstream.
@@ -111,7 +111,7 @@ impl Twins {
     }
 
     /// The hub's own desired properties.
-    pub(super) fn own(&self) -> watch::Receiver<Option<Arc<Value>>> {
+    pub(super) fn own(&self) -> watch::Receiver<Option<Arc<DesiredProperties>>> {
         self.own.subscribe()
     }
 

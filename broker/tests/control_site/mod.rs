@@ -316,11 +316,13 @@ pub(crate) async fn subscriber(hub: &Hub, cloud: &Cloud, identity: &str) -> Modu
     client
 }
 
+/// What a future becomes, which has to be soon.
+pub(crate) async fn soon<F: IntoFuture>(future: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("an end in time")
+}
+
 pub(crate) async fn command(client: &mut Module) -> Command {
-    tokio::time::timeout(DEADLINE, client.mailbox.recv())
-        .await
-        .expect("a command in time")
-        .expect("the hub holds the mailbox")
+    soon(client.mailbox.recv()).await.expect("the hub holds the mailbox")
 }
 
 pub(crate) fn ask(hub: &Hub, client: &mut Module, operation: TwinOperation) -> Result<(), TwinError> {

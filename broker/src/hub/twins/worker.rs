@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -22,6 +21,7 @@ use super::inbox::{Slot, Work};
 use super::{Asker, Twins};
 use crate::backend::{Command, Mailbox, TwinAnswer, TwinError, TwinReply};
 use crate::delivery::Backoff;
+use crate::hub::own::DesiredProperties;
 use crate::identity::Identity;
 use crate::twin::{SealedTwin, TwinRecord, TwinStoreError};
 use crate::upstream::control::ControlError;
@@ -279,10 +279,11 @@ impl Worker {
         if self.is_own()
             && let Some(desired) = &record.desired
         {
+            let version = record.desired_version();
             self.twins.own.send_if_modified(|current| {
-                let differs = current.as_deref().and_then(Value::as_object) != Some(desired);
+                let differs = current.as_ref().is_none_or(|current| current.properties != *desired);
                 if differs {
-                    *current = Some(Arc::new(Value::Object(desired.clone())));
+                    *current = Some(Arc::new(DesiredProperties { version, properties: desired.clone() }));
                 }
                 differs
             });

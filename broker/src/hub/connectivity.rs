@@ -1,6 +1,5 @@
 //! Owns what the hub knows of its upstream: connected or not, and since when.
 
-use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -13,16 +12,14 @@ pub struct Connectivity {
     pub since: Instant,
 }
 
-/// The state, and the metrics of its changes.
+/// The state. What it costs in time is counted by whoever keeps the connection.
 pub(super) struct ConnectivityBoard {
     state: watch::Sender<Connectivity>,
-    /// The hub's own identity.
-    id: String,
 }
 
 impl ConnectivityBoard {
-    pub(super) fn new(id: String) -> Self {
-        Self { state: watch::Sender::new(Connectivity { connected: false, since: Instant::now() }), id }
+    pub(super) fn new() -> Self {
+        Self { state: watch::Sender::new(Connectivity { connected: false, since: Instant::now() }) }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Connectivity> {
@@ -42,12 +39,9 @@ impl ConnectivityBoard {
             changed
         });
         let Some(lasted) = lasted else { return false };
-        let id = self.id.clone();
         if connected {
-            histogram!("edgehub_offline_duration_seconds", "id" => id).record(lasted.as_secs_f64());
             tracing::info!(offline_secs = lasted.as_secs(), "The upstream serves twins and methods");
         } else {
-            counter!("edgehub_offline_count_total", "id" => id).increment(1);
             tracing::info!(online_secs = lasted.as_secs(), "The upstream is lost; twins come from the store");
         }
         true
@@ -66,7 +60,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_change_is_one_and_lasts_from_its_moment() {
-        let board = ConnectivityBoard::new("edge1/$edgeHub".into());
+        let board = ConnectivityBoard::new();
         let state = board.subscribe();
         let start = state.borrow().since;
         assert!(!board.enter(false), "a hub starts without its upstream");

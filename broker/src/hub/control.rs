@@ -71,7 +71,7 @@ impl ControlPlane {
         dispatch: &Dispatch,
         runtime: &Handle,
     ) -> Arc<Self> {
-        let connectivity = ConnectivityBoard::new(own.to_string());
+        let connectivity = ConnectivityBoard::new();
         let subscriptions = Arc::new(Subscriptions::new(own.clone()));
         let twins = Twins::new(TwinParts {
             own_identity: own.clone(),

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Hub;
 use super::connectivity::Connectivity;
 use super::methods::{Invocation, InvokeError};
-use crate::backend::{MethodAnswer, TwinError, TwinOperation};
+use crate::backend::{MethodAnswer, TwinError};
 use crate::twin::json::Object;
 use crate::twin::text;
 
@@ -24,27 +24,27 @@ pub struct DesiredProperties {
 
 impl Hub {
     /// The desired properties of the hub itself, of `{edge device}/$edgeHub`: at first as they were stored, then as the
-    /// upstream tells them. None until either has been read. A value is set anew only when it differs.
+    /// upstream tells them. None until either has been read. A value is set only when it differs.
     pub fn own_twin(&self) -> watch::Receiver<Option<Arc<DesiredProperties>>> {
         self.inner.control.twins.own()
     }
 
-    /// Reads the hub's own twin from the upstream now; [`Hub::own_twin`] has it when this resolves. Without the upstream
-    /// it changes nothing.
+    /// Reads the hub's own twin from the upstream now; [`Hub::own_twin`] has it when this resolves.
     ///
     /// # Errors
-    /// When neither the upstream nor the store can be read.
+    /// [`TwinError::Failed`] when the upstream does not give it; what is stored does not count.
     pub async fn read_own_twin(&self) -> Result<(), TwinError> {
-        self.inner.control.twins.request_own(TwinOperation::Get).await.map(drop)
+        let read = self.inner.control.twins.read_own().await;
+        read.map_err(|error| TwinError::Failed(error.to_string()))
     }
 
-    /// Changes the hub's own reported properties; durable when it resolves, and sent as soon as the upstream is there, in
-    /// one patch with all that waits by then.
+    /// Changes the hub's own reported properties. It is durable when this resolves, and goes up as soon as the upstream is
+    /// there, in one patch with all that waits by then.
     ///
     /// # Errors
     /// When the patch breaks a limit of [`crate::twin::json`], or the store refuses it.
     pub async fn report(&self, patch: &Object) -> Result<(), TwinError> {
-        self.inner.control.twins.request_own(TwinOperation::PatchReported(text(patch))).await.map(drop)
+        self.inner.control.twins.report_own(text(patch)).await
     }
 
     /// Serves a method of the hub itself from now on; a method of the same name is replaced. The case of names does not

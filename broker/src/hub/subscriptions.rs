@@ -59,11 +59,12 @@ impl Subscriptions {
         feature: Feature,
         on: bool,
     ) {
-        let change = |wanted: &mut Wanted| match feature {
-            Feature::CloudToDevice if identity.module_id().is_none() => wanted.cloud_to_device = on,
-            Feature::Methods => wanted.methods = on,
-            Feature::DesiredProperties => wanted.desired = on,
-            Feature::CloudToDevice | Feature::ModuleInputs | Feature::TwinResponses => {}
+        let change: fn(&mut Wanted) -> &mut bool = match feature {
+            Feature::CloudToDevice if identity.module_id().is_none() => |wanted| &mut wanted.cloud_to_device,
+            Feature::Methods => |wanted| &mut wanted.methods,
+            Feature::DesiredProperties => |wanted| &mut wanted.desired,
+            // These are between the client and the hub.
+            Feature::CloudToDevice | Feature::ModuleInputs | Feature::TwinResponses => return,
         };
         let fresh = || Subscribed {
             connection,
@@ -78,19 +79,13 @@ impl Subscriptions {
                 if entry.get().connection < connection {
                     entry.insert(fresh());
                 }
-                change(&mut entry.get_mut().wanted);
+                *change(&mut entry.get_mut().wanted) = on;
                 if entry.get().wanted.is_nothing() {
                     entry.remove();
                 }
             }
-            Entry::Vacant(entry) => {
-                let mut subscribed = fresh();
-                change(&mut subscribed.wanted);
-                if subscribed.wanted.is_nothing() {
-                    return;
-                }
-                entry.insert(subscribed);
-            }
+            Entry::Vacant(_) if !on => return,
+            Entry::Vacant(entry) => *change(&mut entry.insert(fresh()).wanted) = on,
         }
         self.changed.push(identity);
     }

@@ -26,12 +26,12 @@ use super::connectivity::Connectivity;
 use super::identity_queue::IdentityQueue;
 use super::own::DesiredProperties;
 use super::subscriptions::{RefreshTime, Subscriptions};
-use crate::backend::{Mailbox, TwinError, TwinOperation, TwinReply, TwinRequest};
+use crate::backend::{Mailbox, TwinError, TwinOperation, TwinRequest};
 use crate::dispatch::Dispatch;
 use crate::identity::Identity;
 use crate::message::{Origin, Sender};
 use crate::twin::{TwinStore, json};
-use crate::upstream::control::Control;
+use crate::upstream::control::{Control, ControlError};
 use inbox::{Inbox, Slot, Work};
 
 /// Requests of one client that may wait.
@@ -69,8 +69,10 @@ pub(super) struct Twins {
 pub(super) enum Asker {
     /// A client, through its mailbox; without a correlation it gets none.
     Client { mailbox: Mailbox, correlation: Option<Bytes> },
-    /// Somebody within the hub.
-    Hub(oneshot::Sender<Result<TwinReply, TwinError>>),
+    /// The hub, which reports.
+    Reporter(oneshot::Sender<Result<(), TwinError>>),
+    /// The hub, which wants what the upstream has and nothing else.
+    Reader(oneshot::Sender<Result<(), ControlError>>),
 }
 
 /// What the twins need of the hub.
@@ -136,23 +138,24 @@ impl Twins {
         self.post(identity, |inbox| inbox.put(work, TWIN_REQUESTS_MAX).map_err(|_| TwinError::Busy))
     }
 
-    /// Takes a request of the hub for its own twin.
-    pub(super) async fn request_own(
-        self: &Arc<Self>,
-        operation: TwinOperation,
-    ) -> Result<TwinReply, TwinError> {
+    /// Reads the hub's own twin from the upstream.
+    pub(super) async fn read_own(self: &Arc<Self>) -> Result<(), ControlError> {
         let (sender, answer) = oneshot::channel();
-        let (asker, since) = (Asker::Hub(sender), Instant::now());
-        let work = match operation {
-            TwinOperation::Get => Work::Get { asker, since },
-            TwinOperation::PatchReported(text) => {
-                let patch =
-                    json::parse_patch(&text).map_err(|error| TwinError::Invalid(error.to_string()))?;
-                Work::Report { patch, text, routed: false, asker, since }
-            }
-        };
-        let own = self.own_identity().clone();
-        self.post(&own, |inbox| inbox.put(work, TWIN_REQUESTS_MAX).map_err(|_| TwinError::Busy))?;
+        let work = Work::Get { asker: Asker::Reader(sender), since: Instant::now() };
+        // A full inbox drops the request, and with it the place for its answer.
+        self.post(self.own_identity(), |inbox| inbox.put(work, TWIN_REQUESTS_MAX).ok());
+        answer.await.unwrap_or(Err(ControlError::Timeout))
+    }
+
+    /// Changes the hub's own reported properties; routes do not hear of it.
+    pub(super) async fn report_own(self: &Arc<Self>, text: Bytes) -> Result<(), TwinError> {
+        let patch = json::parse_patch(&text).map_err(|error| TwinError::Invalid(error.to_string()))?;
+        let (sender, answer) = oneshot::channel();
+        let (asker, since) = (Asker::Reporter(sender), Instant::now());
+        let work = Work::Report { patch, text, routed: false, asker, since };
+        self.post(self.own_identity(), |inbox| {
+            inbox.put(work, TWIN_REQUESTS_MAX).map_err(|_| TwinError::Busy)
+        })?;
         answer.await.unwrap_or_else(|_| Err(TwinError::Failed("the hub is stopping".into())))
     }
 
@@ -172,17 +175,12 @@ impl Twins {
         pending.iter().for_each(|identity| self.due.push(identity));
     }
 
-    /// Reads the hub's own twin and the list of what waits, as they were stored.
+    /// Reads the hub's own twin and the list of what waits, as they were stored. To be called before the upstream is heard.
     pub(super) async fn restore(self: &Arc<Self>) {
         let own = self.own_identity().clone();
         self.post(&own, |inbox| inbox.load = true);
         match self.store.pending().await {
-            Ok(pending) => {
-                self.pending.lock().extend(pending);
-                if self.is_connected() {
-                    self.connected();
-                }
-            }
+            Ok(pending) => self.pending.lock().extend(pending),
             Err(error) => {
                 tracing::error!(code = "EH4014", %error, "Reported properties that wait for the upstream cannot be read")
             }

@@ -19,4 +19,4 @@ mod store;
 pub(crate) use change::change_message;
 pub use pending::Pending;
 pub use record::{REPORTED_BYTES_MAX, TwinRecord, desired_diff, sections, text, version};
-pub use store::{CipherError, Ciphering, TwinCipher, TwinStore, TwinStoreError};
+pub use store::{CipherError, Ciphering, SealedTwin, TwinCipher, TwinStore, TwinStoreError};

@@ -144,10 +144,14 @@ pub fn version(section: &Object) -> Option<u64> {
     section.get(VERSION)?.as_u64()
 }
 
-/// The patch that tells a client of the way from one state of desired properties to another; without their metadata.
+/// The patch that tells a client of the way from one state of desired properties to another: with their version, without
+/// their metadata. Empty when nothing else has changed.
 pub fn desired_diff(from: &Object, to: &Object) -> Object {
     let mut patch = json::diff(from, to);
     patch.remove(METADATA);
+    if let (false, Some(version)) = (patch.is_empty(), to.get(VERSION)) {
+        patch.insert(VERSION.into(), version.clone());
+    }
     patch
 }
 
@@ -221,5 +225,10 @@ mod tests {
         let from = object(json!({ "a": 1, "$version": 1, "$metadata": { "a": 1 } }));
         let to = object(json!({ "b": 1, "$version": 2, "$metadata": { "b": 1 } }));
         assert_eq!(Value::Object(desired_diff(&from, &to)), json!({ "a": null, "b": 1, "$version": 2 }));
+        let same_version = object(json!({ "c": 1, "$version": 1, "$metadata": { "c": 1 } }));
+        let patch = json!({ "a": null, "c": 1, "$version": 1 });
+        assert_eq!(Value::Object(desired_diff(&from, &same_version)), patch);
+        let same = object(json!({ "a": 1, "$version": 1 }));
+        assert!(desired_diff(&from, &same).is_empty());
     }
 }

@@ -53,6 +53,9 @@ pub enum TwinStoreError {
     NoCipher,
 }
 
+/// The stored form of a record, ready to be kept.
+pub struct SealedTwin(Vec<KeyedChange>);
+
 /// The twins on disk. Cheap to clone.
 #[derive(Clone)]
 pub struct TwinStore {
@@ -94,12 +97,11 @@ impl TwinStore {
         }
     }
 
-    /// Keeps the record of an identity, and with it whether something waits for the upstream; durable at the store's
-    /// level when it resolves.
+    /// Makes the stored form of a record, and of whether something of it waits for the upstream. Nothing is kept yet.
     ///
     /// # Errors
-    /// When the store or the cipher fails; then nothing changes.
-    pub async fn save(&self, identity: &Identity, record: &TwinRecord) -> Result<(), TwinStoreError> {
+    /// When the cipher fails.
+    pub async fn seal(&self, identity: &Identity, record: &TwinRecord) -> Result<SealedTwin, TwinStoreError> {
         let plain = record.to_text();
         let bytes = match &self.cipher {
             Some(cipher) => Stored::sealed(cipher.seal(&plain).await?),
@@ -112,8 +114,15 @@ impl TwinStore {
         } else {
             KeyedChange::Put(pending, Bytes::new())
         };
-        self.table.apply(vec![KeyedChange::Put(Bytes::from(id), bytes), mark]).await?;
-        Ok(())
+        Ok(SealedTwin(vec![KeyedChange::Put(Bytes::from(id), bytes), mark]))
+    }
+
+    /// Keeps what [`TwinStore::seal`] made; durable at the store's level when it resolves.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing changes.
+    pub async fn put(&self, sealed: SealedTwin) -> Result<(), TwinStoreError> {
+        Ok(self.table.apply(sealed.0).await?)
     }
 
     /// The identities whose reported properties wait for the upstream.

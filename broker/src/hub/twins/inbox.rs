@@ -33,7 +33,9 @@ pub(super) struct Inbox {
     pub(super) report: bool,
     /// The twin is to be compared with the upstream's.
     pub(super) compare: bool,
-    /// The right to ask the upstream for one of the two.
+    /// Too many changes came; the twin is to be read in their place.
+    pub(super) missed: bool,
+    /// The right to ask the upstream for one of them.
     pub(super) permit: Option<OwnedSemaphorePermit>,
     /// The worker is gone.
     pub(super) ended: bool,
@@ -72,13 +74,28 @@ impl Inbox {
         if self.pushes.len() >= PUSHES_MAX {
             // All that they say is in the twin that is read.
             self.pushes.clear();
-            self.compare = true;
-        } else if !self.compare {
+            self.missed = true;
+        } else if !self.missed {
             self.pushes.push_back(patch);
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.pushes.is_empty() && !self.load && !self.report && !self.compare
+        let asked = self.load || self.report || self.compare || self.missed;
+        self.requests.is_empty() && self.pushes.is_empty() && !asked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_that_are_too_many_become_one_reading() {
+        let mut inbox = Inbox { compare: true, ..Inbox::default() };
+        (0..PUSHES_MAX).for_each(|_| inbox.push("{}".into()));
+        assert_eq!((inbox.pushes.len(), inbox.missed), (PUSHES_MAX, false));
+        (0..3).for_each(|_| inbox.push("{}".into()));
+        assert_eq!((inbox.pushes.len(), inbox.missed, inbox.is_empty()), (0, true, false));
     }
 }

@@ -285,7 +285,7 @@ where
             Ok(message) => {
                 let (id, request) = PutToken::decode(&message);
                 let taken = request
-                    .map_err(|error| Fault::invalid(error))
+                    .map_err(Fault::invalid)
                     .and_then(|request| access::authorize(&self.registry, Some(request.token.expose())));
                 (id, taken)
             }

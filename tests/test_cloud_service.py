@@ -72,7 +72,7 @@ def test_node_identities_and_twins(cloud):
         "stale InvalidEtagError",
         "query node1 false",
         "modules part",
-        "devices 1",
+        "counted true",
         "gone DeviceNotFoundError",
     ]
 
@@ -136,8 +136,7 @@ def test_a_device_hears_of_its_twin_from_sdk_and_command_line(cloud, manager, tm
         assert twin.properties.reported["state"] == {"ready": True} and twin.connection_state == "Connected"
 
 
-@pytest.mark.parametrize("transport", ["amqp"])
-def test_a_device_answers_methods(cloud, manager, transport):
+def test_a_device_answers_methods(cloud, manager):
     manager.create_device_with_sas("method1", "", "", "enabled")
     with device(cloud, "method1") as client:
 
@@ -146,7 +145,7 @@ def test_a_device_answers_methods(cloud, manager, transport):
             client.send_method_response(MethodResponse.create_from_method_request(request, 201, payload))
 
         client.on_method_request_received = answer
-        assert service(cloud, transport, "method", "method1", "reboot", '{"delay":3}') == [
+        assert service(cloud, "amqp", "method", "method1", "reboot", '{"delay":3}') == [
             'method 201 {"name":"reboot","got":{"delay":3}}'
         ]
         call = CloudToDeviceMethod(method_name="stop", payload=[1], response_timeout_in_seconds=30)
@@ -157,7 +156,7 @@ def test_a_device_answers_methods(cloud, manager, transport):
     assert refused.value.response.status_code == 404
 
 
-@pytest.mark.parametrize("transport", ["amqp"])
+@pytest.mark.parametrize("transport", ["amqp", "ws"])
 def test_messages_reach_a_device_and_feedback_comes_back(cloud, manager, transport):
     name = f"message-{transport}"
     manager.create_device_with_sas(name, "", "", "enabled")

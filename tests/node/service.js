@@ -30,7 +30,7 @@ const verbs = {
     const { responseBody: modules } = await registry.getModulesOnDevice(device);
     tell('modules', modules.map((module) => module.moduleId).join(','));
     const { responseBody: statistics } = await registry.getRegistryStatistics();
-    tell('devices', statistics.totalDeviceCount);
+    tell('counted', statistics.totalDeviceCount > 0);
     await registry.delete(device);
     tell('gone', await registry.get(device).catch((error) => error.constructor.name));
   },

@@ -15,14 +15,17 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::backend::CloudBackend;
 use crate::registry::Registry;
@@ -30,6 +33,7 @@ use crate::scope_api::{self, ScopeCall, ScopeRefusal};
 use crate::service::rest::{self, Call, Resource, Service};
 use crate::stall::StallGuard;
 use crate::telemetry::{TelemetryLog, TelemetryReader};
+use crate::upgrade::{self, Granted, SubProtocol};
 
 /// Connections at a time; more wait in the listener's queue.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -110,6 +114,9 @@ pub(crate) async fn serve(
     }
 }
 
+/// What HTTP is spoken over.
+type Transport = TlsStream<StallGuard<TcpStream>>;
+
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connection(
@@ -122,21 +129,45 @@ async fn connection(
     // Below the encryption, so that it sees what the peer takes.
     let stream = StallGuard::new(stream, Duration::from_secs(WRITE_TIMEOUT_SECS));
     let stream = timeout(Duration::from_secs(HANDSHAKE_TIMEOUT_SECS), acceptor.accept(stream)).await??;
+    let granted = Arc::new(Mutex::new(None));
     let service = service_fn(|request| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&state, request, peer).await) }
+        let (state, granted) = (state.clone(), granted.clone());
+        async move { Ok::<_, Infallible>(answer(&state, request, peer, &granted).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(HEAD_TIMEOUT_SECS))
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await?;
+    let granted = granted.lock().take();
+    if let Some((upgrade, sub_protocol)) = granted {
+        let (registry, backend) = (state.registry.clone(), state.backend.clone());
+        upgrade::serve::<Transport>(upgrade, sub_protocol, registry, backend, peer).await;
+    }
     Ok(())
 }
 
-async fn answer(state: &HttpState, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
-    let mut answer = route(state, request, peer).await;
+async fn answer(
+    state: &HttpState,
+    mut request: Request<Incoming>,
+    peer: SocketAddr,
+    granted: &Mutex<Option<(OnUpgrade, SubProtocol)>>,
+) -> Response<AnswerBody> {
+    let mut answer = match upgrade::asked(request.method(), request.headers()) {
+        Some(Ok(Granted { sub_protocol, headers })) => {
+            *granted.lock() = Some((hyper::upgrade::on(&mut request), sub_protocol));
+            let mut answer = Response::new(full(Bytes::new()));
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *answer.headers_mut() = headers;
+            answer
+        }
+        Some(Err(status)) => {
+            text(status, "the request for a WebSocket is malformed, or for another protocol\n")
+        }
+        None => route(state, request, peer).await,
+    };
     answer.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     answer
 }

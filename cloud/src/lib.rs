@@ -12,13 +12,12 @@ mod service;
 mod stall;
 pub mod telemetry;
 pub mod twin;
+mod upgrade;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 
-use edgehub_broker::head::amqp::{self, AmqpLimits};
 use edgehub_broker::head::mqtt::Peer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -125,18 +124,11 @@ impl Cloud {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut stop = pin!(stop);
-        let (backend, limits) = (self.backend.clone(), AmqpLimits::default());
-        let is_service = service::amqp::is_service_token;
-        let handed_over =
-            amqp::serve_or_hand_over(stream, backend, limits, peer, is_service, stop.as_mut()).await;
-        if let Some(connection) = handed_over {
-            let registry = self.state.registry.clone();
-            service::amqp::serve(connection, registry, self.backend.clone(), stop).await;
-        }
+        let (registry, backend) = (self.state.registry.clone(), self.backend.clone());
+        service::amqp::serve_connection(stream, registry, backend, peer, stop).await;
     }
 
-    /// Serves HTTPS (scope calls, service calls, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
+    /// Serves HTTPS (scope calls, service calls, WebSockets, telemetry, banner) on a listener until `stop` resolves; then open connections are cut.
     /// Meanwhile clients are told of twins that another process changes.
     pub async fn serve_https(
         &self,

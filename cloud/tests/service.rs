@@ -23,9 +23,11 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 const HOST: &str = "hub1.example.net";
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn id(text: &str) -> Identity {
     Identity::parse(text).unwrap()
@@ -261,7 +263,9 @@ async fn twins_are_read_patched_replaced_and_queried() {
     let etag = format!("\"{}\"", twin["etag"].as_str().unwrap());
     let (status, twin) = site.call_if("PATCH /twins/d1/modules/m1", &etag, patch.clone()).await;
     assert_eq!((status, &twin["tags"], &twin["version"]), (200, &json!({"a": 1}), &2.into()));
-    let Some(Command::Desired(told)) = commands.recv().await else { panic!("not told") };
+    let Some(Command::Desired(told)) = timeout(LIMIT, commands.recv()).await.unwrap() else {
+        panic!("not told")
+    };
     assert_eq!(serde_json::from_slice::<Value>(&told.patch).unwrap(), json!({"x": {"y": 1}, "$version": 2}));
     assert_eq!(site.call_if("PATCH /twins/d1/modules/m1", &etag, patch).await.0, 412);
     let (_, twin) = site.call("PUT /twins/d1/modules/m1", json!({"properties": {"desired": {"z": 1}}})).await;
@@ -317,7 +321,9 @@ async fn methods_are_called() {
         [("{\"b\":1.5}", json!({"b": 1.5})), ("", Value::Null), ("{", Value::Null), ("null", Value::Null)]
     {
         let serve = async {
-            let Some(Command::Invoke(call)) = commands.recv().await else { panic!("no call") };
+            let Some(Command::Invoke(call)) = timeout(LIMIT, commands.recv()).await.unwrap() else {
+                panic!("no call")
+            };
             assert_eq!((&*call.name, &call.payload[..]), ("reboot", &br#"{"a":[1]}"#[..]));
             let answer = MethodAnswer { status: 202, payload: payload.into() };
             site.cloud.backend().method_answered(&mut client, call.id, answer);
@@ -326,7 +332,7 @@ async fn methods_are_called() {
         assert_eq!(answer, (200, json!({"status": 202, "payload": shown})));
     }
     let end = async {
-        assert!(matches!(commands.recv().await, Some(Command::Invoke(_))));
+        assert!(matches!(timeout(LIMIT, commands.recv()).await.unwrap(), Some(Command::Invoke(_))));
         drop(client);
     };
     let (answer, ()) = tokio::join!(site.call("POST /twins/d1/methods", call("reboot")), end);
@@ -362,7 +368,7 @@ async fn what_is_removed_or_disabled_loses_its_connection_twin_and_messages() {
     site.call("PATCH /twins/d1", json!({"tags": {"a": 1}})).await;
     let (_client, mut commands) = site.connect("d1").await;
     assert_eq!(site.call_if("PUT /devices/d1", "*", json!({"status": "disabled"})).await.0, 200);
-    let closed = tokio::time::timeout(Duration::from_secs(20), commands.recv()).await.unwrap();
+    let closed = timeout(LIMIT, commands.recv()).await.unwrap();
     assert!(matches!(closed, Some(Command::Close(_))));
     assert_eq!(site.call("DELETE /devices/d1", Value::Null).await.0, 204);
     site.call("PUT /devices/d1", json!({})).await;

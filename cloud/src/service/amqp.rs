@@ -18,9 +18,10 @@ use std::time::Duration;
 use edgehub_broker::amqp::{
     AttachAnswer, AttachRequest, By, CbsResponse, Condition, Connection, Delivery, DeliveryId, Driver, Error,
     Event, LinkId, LinkKind, Message as Encoded, MessageEncoder, MessageId, MessageProperties, Outcome,
-    PutToken, ReceiverSettle, Role, SendError, SendOptions, SessionId, Text,
+    PutToken, ReceiverSettle, Role, SendError, SendOptions, SenderSettle, SessionId, Text,
 };
-use edgehub_broker::head::amqp::HandedOver;
+use edgehub_broker::head::amqp::{AmqpLimits, HandedOver, serve_or_hand_over};
+use edgehub_broker::head::mqtt::Peer;
 use edgehub_broker::identity::{EXPIRY_TOLERANCE_SECS, unix_now_secs};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -52,13 +53,29 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 const FEEDBACK_TYPE: &str = "application/vnd.microsoft.iothub.feedback.json";
 
-/// Whether a token is of a policy, so that its connection is a service's.
-pub(crate) fn is_service_token(token: &str) -> bool {
-    policy(token).is_some()
+/// Serves a connection to its end, of a device or hub, or of a service.
+pub(crate) async fn serve_connection<S>(
+    stream: S,
+    registry: Arc<Registry>,
+    backend: CloudBackend,
+    peer: Peer,
+    shutdown: impl Future<Output = ()> + Send,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut shutdown = pin!(shutdown);
+    let limits = AmqpLimits::default();
+    let clients = backend.clone();
+    let is_service_token = |token: &str| policy(token).is_some();
+    let handed_over =
+        serve_or_hand_over(stream, clients, limits, peer, is_service_token, shutdown.as_mut()).await;
+    if let Some(connection) = handed_over {
+        serve(connection, registry, backend, shutdown).await;
+    }
 }
 
-/// Serves a connection to its end; it begins with the request that it was handed over for.
-pub(crate) async fn serve<S>(
+/// Serves a service's connection to its end; it begins with the request that it was handed over for.
+async fn serve<S>(
     handed_over: HandedOver<S>,
     registry: Arc<Registry>,
     backend: CloudBackend,
@@ -235,7 +252,7 @@ where
     fn accept(
         &mut self,
         request: &AttachRequest,
-        snd_settle: Option<edgehub_broker::amqp::SenderSettle>,
+        snd_settle: Option<SenderSettle>,
         rcv_settle: ReceiverSettle,
     ) -> bool {
         let answer = AttachAnswer {

@@ -23,7 +23,7 @@ use edgehub_broker::identity::{
     ServiceIdentity, Status, SymmetricKey, TokenSource,
 };
 use edgehub_broker::message::{Message, Properties};
-use edgehub_broker::upstream::UpstreamOptions;
+use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions};
 use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::{Store, StoreLimits, StoreOptions};
 use parking_lot::Mutex;
@@ -175,6 +175,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
     };
     scope.replace_all(vec![known("edge1"), known("edge1/m1")]).unwrap();
     let upstream = UpstreamOptions {
+        kind: UpstreamKind::Hub,
         host: host.into(),
         port,
         transport,

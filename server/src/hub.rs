@@ -15,7 +15,8 @@ use edgehub_broker::identity::{
     ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
     ScopeClientOptions, ScopeRefresher, SymmetricKey, TokenSource,
 };
-use edgehub_broker::upstream::{UpstreamOptions, UpstreamState, UpstreamStatus};
+use edgehub_broker::upstream::plain::PlainAmqp;
+use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
@@ -26,7 +27,7 @@ use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::pages::Pages;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
+use crate::settings::{self, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
 use crate::stop;
 
 pub use configuration::Source;
@@ -87,17 +88,12 @@ impl RunningHub {
             .enable_all()
             .build()
             .map_err(|source| Failure::System { what: "the delivery thread cannot be started", source })?;
-        let (transport, port) = match settings.upstream.protocol {
-            UpstreamProtocol::Amqp => (Transport::Tls, settings.upstream.amqp_port),
-            UpstreamProtocol::AmqpWs => {
-                let proxy = settings.upstream.proxy.clone();
-                (Transport::WebSocket { proxy }, settings.upstream.https_port)
-            }
-        };
+        let way = way_up(&settings.upstream);
         let upstream = UpstreamOptions {
-            host: settings.upstream.host.as_str().to_owned(),
-            port,
-            transport,
+            kind: way.kind,
+            host: way.host,
+            port: way.port,
+            transport: way.transport,
             hub_host: iothub.to_owned(),
             identity: hub_module,
             tls: client_tls,
@@ -184,6 +180,38 @@ impl RunningHub {
         stop::say_left(&self.hub);
         self.store.close();
     }
+}
+
+/// Where messages go up, and how.
+struct WayUp {
+    kind: UpstreamKind,
+    host: String,
+    port: u16,
+    transport: Transport,
+}
+
+fn way_up(settings: &UpstreamSettings) -> WayUp {
+    if let Some(broker) = &settings.broker {
+        let url = &broker.url;
+        if !url.tls {
+            warn!(host = url.host, "Messages and the password go up in clear text; use amqps://");
+        }
+        let plain = PlainAmqp { sasl: url.sasl.clone(), address: broker.address.clone() };
+        return WayUp {
+            kind: UpstreamKind::Amqp(plain),
+            host: url.host.clone(),
+            port: url.port,
+            transport: if url.tls { Transport::Tls } else { Transport::Tcp },
+        };
+    }
+    let (transport, port) = match settings.protocol {
+        UpstreamProtocol::Amqp => (Transport::Tls, settings.amqp_port),
+        UpstreamProtocol::AmqpWs => {
+            let proxy = settings.proxy.clone();
+            (Transport::WebSocket { proxy }, settings.https_port)
+        }
+    };
+    WayUp { kind: UpstreamKind::Hub, host: settings.host.as_str().to_owned(), port, transport }
 }
 
 fn open_store(settings: &Settings) -> Result<Store, Failure> {

@@ -12,6 +12,7 @@ use super::wire::check_value;
 use super::{BATCH_MESSAGES_MAX, MESSAGE_FORMAT_BATCH};
 
 const ANNOTATIONS: u64 = 0x72;
+const HEADER: u64 = 0x70;
 const PROPERTIES: u64 = 0x73;
 const APPLICATION_PROPERTIES: u64 = 0x74;
 const DATA: u64 = 0x75;
@@ -245,6 +246,14 @@ impl MessageEncoder {
     /// An empty message with place for `capacity_bytes` in front of the body.
     pub fn with_capacity(capacity_bytes: usize) -> Self {
         Self { out: BytesMut::with_capacity(capacity_bytes) }
+    }
+
+    /// A header that asks the receiver to keep the message over its own end.
+    pub fn durable(&mut self) -> &mut Self {
+        let mut list = CompoundWriter::described_list(&mut self.out, HEADER);
+        put_bool(list.field(), true);
+        list.finish();
+        self
     }
 
     /// Message annotations; keys are symbols.

@@ -48,6 +48,8 @@ pub enum Transport {
     /// TLS over TCP, never through a proxy: few of them let a port such as 5671 pass.
     #[default]
     Tls,
+    /// TCP in clear text: for a broker on the same machine or network segment.
+    Tcp,
     /// A WebSocket in TLS.
     WebSocket {
         /// Through this proxy, but for the hosts that it excepts.
@@ -126,7 +128,9 @@ pub enum DialError {
 
 /// A connection to the upstream.
 pub enum UpstreamStream {
-    /// Over TCP.
+    /// In clear text.
+    Tcp(TcpStream),
+    /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
     /// In a WebSocket.
     WebSocket(Box<WebSocketBytes<TlsStream<TcpStream>>>),
@@ -152,6 +156,7 @@ pub(crate) async fn amqp_by(
             let stream = tls_by(target, address).await?;
             Ok(UpstreamStream::Tls(Box::new(stream)))
         }
+        Transport::Tcp => tcp(target.first_hop(), address).await.map(UpstreamStream::Tcp),
         Transport::WebSocket { .. } => {
             web_socket(target, address).await.map(|stream| UpstreamStream::WebSocket(Box::new(stream)))
         }
@@ -195,7 +200,7 @@ async fn tls_by(target: Target<'_>, address: Option<SocketAddr>) -> Result<TlsSt
 impl Transport {
     fn proxy(&self) -> Option<&HttpProxy> {
         match self {
-            Transport::Tls => None,
+            Transport::Tls | Transport::Tcp => None,
             Transport::WebSocket { proxy } => proxy.as_deref(),
         }
     }
@@ -275,6 +280,7 @@ impl AsyncRead for UpstreamStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::WebSocket(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
@@ -284,6 +290,7 @@ impl AsyncRead for UpstreamStream {
 impl AsyncWrite for UpstreamStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::WebSocket(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
@@ -295,6 +302,7 @@ impl AsyncWrite for UpstreamStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::WebSocket(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
@@ -302,6 +310,7 @@ impl AsyncWrite for UpstreamStream {
 
     fn is_write_vectored(&self) -> bool {
         match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
             Self::WebSocket(stream) => stream.is_write_vectored(),
         }
@@ -309,6 +318,7 @@ impl AsyncWrite for UpstreamStream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::WebSocket(stream) => Pin::new(stream).poll_flush(cx),
         }
@@ -316,6 +326,7 @@ impl AsyncWrite for UpstreamStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::WebSocket(stream) => Pin::new(stream).poll_shutdown(cx),
         }

@@ -209,6 +209,12 @@ fn encode(message: &Message) -> Payload {
         .filter(|text| text.as_str() == SECURITY_INTERFACE)
         .map(|text| ("iothub-interface-id", Value::String(text)));
     encoder.annotations(component.into_iter().chain(interface));
+    encode_sent(encoder, message)
+}
+
+/// The sections behind the annotations: what the sender set.
+pub(super) fn encode_sent(mut encoder: MessageEncoder, message: &Message) -> Payload {
+    let sent = |property| message.properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
     encoder.properties(&MessageProperties {
         message_id: sent(SystemProperty::MessageId).map(MessageId::String),
         correlation_id: sent(SystemProperty::CorrelationId).map(MessageId::String),

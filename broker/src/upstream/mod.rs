@@ -27,6 +27,7 @@
 //! | `work` | what outlives a connection |
 //! | `wants`, `outbox` | what identities want of the upstream, and what the hub is to hear |
 //! | `twins`, `answers` | requests that wait for the upstream, and answers that it waits for |
+//! | [`plain`] | another AMQP broker in the place of a hub |
 //! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
 //! | `status` | what is shown of it |
 
@@ -39,6 +40,7 @@ mod fates;
 mod lane;
 mod lanes;
 mod outbox;
+pub mod plain;
 mod remote;
 mod status;
 mod supervisor;
@@ -63,12 +65,15 @@ use crate::identity::{Identity, ScopeCache, TokenSource};
 
 use control::ControlPeer;
 pub use failure::UpstreamCause;
+pub use plain::UpstreamKind;
 pub use status::{UpstreamState, UpstreamStatus};
 pub use watchdog::WatchdogStep;
 
 /// How the upstream is reached.
 #[derive(Clone)]
 pub struct UpstreamOptions {
+    /// What is up there.
+    pub kind: UpstreamKind,
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
     /// Port that is dialled: 5671 as a rule, 443 for WebSockets.

@@ -86,7 +86,7 @@ impl Supervisor {
     ) -> Self {
         let address = format!("{}:{}", options.host, options.port);
         let board = StatusBoard::new(address, options.identity.to_string());
-        let work = Work::new(options.batch_max, options.backoff, control.downward);
+        let work = Work::new(options.transfer_max(), options.backoff, control.downward);
         let backoff = Backoff::with(options.backoff);
         Self {
             options,

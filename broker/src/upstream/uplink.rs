@@ -86,6 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             Options {
                 container_id: uuid::Uuid::new_v4().to_string().into(),
                 hostname: Some(options.host.as_str().into()),
+                sasl: options.sasl(),
                 idle_timeout: options.idle_timeout,
                 handshake_timeout: options.operation_timeout,
                 ..Options::default()
@@ -184,7 +185,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     pub(super) fn handle_events(&mut self, work: &mut Work) -> Result<(), Failure> {
         while let Some(event) = self.driver.connection().poll_event() {
             match event {
-                Event::Opened(_) => self.tokens.begin(self.driver.connection())?,
+                Event::Opened(_) if self.options.is_hub() => self.tokens.begin(self.driver.connection())?,
+                Event::Opened(_) => (self.up, self.newly_up) = (true, true),
                 Event::SessionBegun { session } => {
                     let engine = self.driver.connection();
                     if !self.tokens.session_begun(session, &self.options.host, engine)? {

@@ -56,6 +56,17 @@ impl Work {
         }
     }
 
+    /// Takes a request to an upstream that has no control plane.
+    pub(super) fn unsupported(&mut self, request: Request) {
+        match request {
+            Request::Want { .. } => {}
+            Request::Twin { answer, .. } => Ask::Get(answer).fail(ControlError::Unsupported),
+            Request::PatchReported { patch, answer, .. } => {
+                Ask::Patch(patch, answer).fail(ControlError::Unsupported)
+            }
+        }
+    }
+
     /// The identity of a lane.
     pub(super) fn identity(&self, lane: LaneId) -> &Identity {
         self.lanes.sender(lane)

@@ -16,7 +16,7 @@ use edgehub_broker::identity::{
 };
 use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty};
 use edgehub_broker::upstream::control::{Control, Downward, channel};
-use edgehub_broker::upstream::{Handle, UpstreamOptions, UpstreamStatus, start};
+use edgehub_broker::upstream::{Handle, UpstreamKind, UpstreamOptions, UpstreamStatus, start};
 use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::clock::ManualTimeSource;
 use edgehub_storage::{DeadLetterReason, ReadLimit, Store, StoreLimits, StoreOptions};
@@ -95,6 +95,7 @@ pub(crate) fn upstream_options(
     let scope = Arc::new(scope);
     let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
     let options = UpstreamOptions {
+        kind: UpstreamKind::Hub,
         host: "localhost".into(),
         port,
         transport: Transport::Tls,

@@ -251,6 +251,19 @@ const DESCRIPTIONS: &[Description] = &[
         "Connections in their handshake, at most; further ones wait.",
     ),
     text("upstream:host", "Host to connect to. Not given: the parent, or the cloud hub."),
+    choice(
+        "upstream:kind",
+        &["hub", "amqp"],
+        "What messages go up to. `hub`: the cloud hub or a parent hub. `amqp`: another AMQP 1.0 broker.",
+    ),
+    text(
+        "upstream:url",
+        "Of kind `amqp`: `amqps://user:password@host:port`, or `amqp://` without TLS. User and password percent-encoded.",
+    ),
+    text(
+        "upstream:address",
+        "Of kind `amqp`: the address that messages go to; `{deviceId}` and `{moduleId}` are those of the sender.",
+    ),
     integer("upstream:amqp_port", 1, 65_535, "Port of AMQP over TLS."),
     integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities."),
     text("upstream:trust_file", "PEM file with further roots for the upstream."),

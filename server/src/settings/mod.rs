@@ -41,6 +41,7 @@ pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsV
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_broker::dial::HttpProxy;
+use edgehub_broker::upstream::plain::{AddressTemplate, BrokerUrl};
 use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
@@ -164,12 +165,23 @@ pub struct UpstreamSettings {
     pub protocol: UpstreamProtocol,
     /// The proxy of HTTPS and WebSockets (`https_proxy`, `no_proxy`).
     pub proxy: Option<Arc<HttpProxy>>,
+    /// Another broker that takes the messages in the place of the hub above; identities still come from the latter.
+    pub broker: Option<BrokerSettings>,
     /// PEM file with further roots for the upstream's certificate.
     pub trust_file: Option<PathBuf>,
     /// Messages per transfer at most.
     pub batch_max: u16,
     /// Deadline of one operation.
     pub operation_timeout: Duration,
+}
+
+/// A broker that messages go up to (`upstream.kind` = `amqp`).
+#[derive(Clone, Debug)]
+pub struct BrokerSettings {
+    /// Where it is, and how the hub shows who it is.
+    pub url: BrokerUrl,
+    /// The address that messages go to.
+    pub address: AddressTemplate,
 }
 
 /// Where messages are kept.
@@ -414,10 +426,29 @@ impl UpstreamSettings {
             https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
             protocol: values.upstream_protocol(),
             proxy: values.proxy()?,
+            broker: BrokerSettings::read(values)?,
             trust_file: values.text("upstream:trust_file").map(PathBuf::from),
             batch_max: values.integer("MaxUpstreamBatchSize", 1..=500)?,
             operation_timeout: values.seconds("CloudOperationTimeoutSecs", 1)?,
         })
+    }
+}
+
+impl BrokerSettings {
+    fn read(values: &Values<'_>) -> Result<Option<Self>, SettingsError> {
+        let wanted = values.required("upstream:kind", "hub or amqp", |text| match text {
+            "hub" => Some(false),
+            "amqp" => Some(true),
+            _ => None,
+        })?;
+        if !wanted {
+            return Ok(None);
+        }
+        let template = "an address, in which {deviceId} and {moduleId} may stand";
+        Ok(Some(Self {
+            url: values.broker_url("upstream:url")?,
+            address: values.required("upstream:address", template, |text| text.parse().ok())?,
+        }))
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use edgehub_broker::dial::ProxyUrlError;
+use edgehub_broker::upstream::plain::BrokerUrlError;
 
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
@@ -164,6 +165,14 @@ pub enum SettingsError {
         origin: Origin,
         /// What is wrong; holds nothing of the URL.
         fault: ProxyUrlError,
+    },
+    /// The broker is not usable.
+    #[error("setting upstream.url ({origin}) is not usable: {fault}")]
+    Broker {
+        /// Where it was given.
+        origin: Origin,
+        /// What is wrong; holds nothing of the URL.
+        fault: BrokerUrlError,
     },
     /// Only the workload API is offered as a source of identity.
     #[error(

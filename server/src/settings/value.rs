@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_broker::dial::HttpProxy;
+use edgehub_broker::upstream::plain::BrokerUrl;
 
 use super::layers::{Entry, Layers};
 use super::{HostName, Notice, SettingsError};
@@ -261,6 +262,16 @@ impl<'a> Values<'a> {
             Ok(proxy) => Ok(Some(Arc::new(proxy))),
             Err(fault) => Err(SettingsError::Proxy { origin: entry.origin.clone(), fault }),
         }
+    }
+
+    /// The URL of a broker; errors hold nothing of it.
+    pub(super) fn broker_url(&self, name: &'static str) -> Result<BrokerUrl, SettingsError> {
+        let expected = "amqps://user:password@host:port";
+        let entry = self.entry(name);
+        let entry =
+            entry.ok_or_else(|| SettingsError::Missing { name: name.into(), expected: expected.into() })?;
+        let fault = |fault| SettingsError::Broker { origin: entry.origin.clone(), fault };
+        entry.text.parse().map_err(fault)
     }
 
     /// `SslProtocols`: unknown entries are skipped, none at all means the default; a list that names only

@@ -22,6 +22,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Takes a request of the hub.
     pub(in super::super) fn request(&mut self, request: Request, work: &mut Work) {
         let (identity, ask) = match request {
+            _ if !self.options.is_hub() => return work.unsupported(request),
             _ if !self.up => return work.offline(request),
             Request::Twin { identity, answer } => (identity, Ask::Get(answer)),
             Request::PatchReported { identity, patch, answer } => (identity, Ask::Patch(patch, answer)),

@@ -11,13 +11,14 @@ use super::super::control::ControlError;
 use super::super::convert;
 use super::super::failure::Failure;
 use super::super::lanes::{LaneId, Lanes};
+use super::super::plain::UpstreamKind;
 use super::super::remote::{Kinds, Notifying, Phase, Remote, needed};
 use super::super::tokens::Holder;
 use super::super::twins::Ask;
 use super::super::verdict::{control_error, ended, is_throttling};
 use super::super::work::Work;
 use super::Uplink;
-use crate::amqp::{Error, LinkId, LinkKind, SessionId};
+use crate::amqp::{AttachOptions, Error, LinkId, LinkKind, SessionId};
 use crate::head::warn_limit::WarnLimit;
 
 static IDENTITY_WARNINGS: WarnLimit = WarnLimit::new();
@@ -108,6 +109,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     pub(super) fn open(&mut self, lane: LaneId, work: &mut Work) {
         if self.is_out_of_scope(lane, work) {
             self.leave_scope(lane, work);
+        } else if !self.options.is_hub() {
+            self.begin(lane, work);
         } else if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.phase = Phase::Token;
             self.tokens.want(Holder::Lane(lane));
@@ -159,6 +162,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let Some(remote) = self.remotes.get(&lane) else { return };
         let (Some(session), None) = (remote.session, remote.link(kind)) else { return };
         let identity = work.identity(lane);
+        if let UpstreamKind::Amqp(plain) = &self.options.kind {
+            let options = plain.link(identity);
+            return self.attach_as(lane, kind, session, options);
+        }
         let Some(chain) = self.options.scope.chain_text(identity) else {
             if self.is_out_of_scope(lane, work) {
                 self.leave_scope(lane, work);
@@ -172,6 +179,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let first = work.lanes.next_chunk(lane).next();
         let model = first.and_then(|queued| queued.message.sender.model_id.clone());
         let options = convert::link(kind, identity, &chain, model.as_deref(), remote.channel, &self.options);
+        self.attach_as(lane, kind, session, options);
+    }
+
+    fn attach_as(&mut self, lane: LaneId, kind: LinkKind, session: SessionId, options: AttachOptions) {
         let link = self.driver.connection().attach(session, options);
         let Some(remote) = self.remotes.get_mut(&lane) else { return };
         match link {

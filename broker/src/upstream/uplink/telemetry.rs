@@ -8,7 +8,6 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::super::convert;
 use super::super::fates::{DROP_WARNINGS, deliver};
 use super::super::lanes::LaneId;
 use super::super::remote::{Phase, Remote};
@@ -116,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             .map(|queued| &queued.message)
             .collect();
         let count = chunk.len();
-        let payload = convert::payload(chunk.into_iter());
+        let payload = self.options.payload(chunk.into_iter());
         let format = if count > 1 { MESSAGE_FORMAT_BATCH } else { 0 };
         let options = SendOptions { format, ..SendOptions::default() };
         match self.driver.connection().send(link, payload, options) {
@@ -164,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             slot.1 = Some(outcome);
         }
         while let Some(outcome) = self.remotes.get_mut(&lane).and_then(Remote::next_answer) {
-            match Verdict::of(&outcome) {
+            match Verdict::of(&self.options.outcome(outcome)) {
                 Verdict::Delivered => {
                     self.delivered = true;
                     self.throttled = None;

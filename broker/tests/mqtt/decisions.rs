@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{CloseReason, Command, LoginError};
+use edgehub_broker::head::anteroom::Anteroom;
 use edgehub_broker::head::mqtt::{ConnectionEnd, MqttLimits, refuse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::mock::{Mock, State, connect_with, packet, publish, subscribe};
+use crate::mock::{self, Mock, State, connect_with, packet, publish, subscribe};
 
 /// A CONNECT of these parts; a part that is absent is left out with its flag.
 fn connect(level: u8, client_id: &str, user_name: Option<&str>, password: Option<&str>) -> Vec<u8> {
@@ -173,4 +174,23 @@ async fn who_may_be_nobody_is_refused_whatever_the_password() {
         drop(near);
         refusing.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_waits_longest_without_connect_makes_room_for_others() {
+    let mock = Mock::default();
+    let limits = MqttLimits { anteroom: Anteroom::new(2), ..MqttLimits::default() };
+    let open = || mock.open_with(1_024, Vec::new(), limits.clone());
+    let first = open();
+    // It has begun to speak, which is not enough.
+    let mut second = open();
+    second.send(&mock::connect("d1", true, 60)[..20]).await;
+    let mut third = open();
+    assert_eq!(first.ended().await, (Vec::new(), ConnectionEnd::Crowded));
+    third.send(&mock::connect("d2", true, 60)).await;
+    third.expect(&[0x20, 2, 0, 0]).await;
+    // Those that are logged in take no place.
+    let _fourth = open();
+    second.send(&mock::connect("d1", true, 60)[20..]).await;
+    second.expect(&[0x20, 2, 0, 0]).await;
 }

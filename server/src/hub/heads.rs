@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use edgehub_broker::head::amqp::{self, AmqpLimits};
+use edgehub_broker::head::anteroom::{self, Anteroom};
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::hub::{Authenticator, Hub};
 use edgehub_broker::identity::Identity;
@@ -222,6 +223,8 @@ fn peer_certificates(stream: &TlsStream<TcpStream>) -> Vec<Bytes> {
 fn mqtt_limits(settings: &Settings) -> MqttLimits {
     MqttLimits {
         connect_arrival_max: settings.mqtt.connect_timeout,
+        // Silent connections leave room for those that log in, however low the limit is.
+        anteroom: Anteroom::new((settings.listen.clients_max / 2).clamp(1, anteroom::WAITING_MAX)),
         silence_max: settings.mqtt.keep_alive_max,
         publishes_pending_max: usize::from(settings.mqtt.inbound_window),
         certificate_authentication: settings.tls.client_certificates,

@@ -28,6 +28,7 @@ use super::packet::PacketId;
 use super::session::{FeatureSet, Session};
 use super::wire::Wire;
 use crate::backend::{Backend, CallId, CloseReason, Command, PublishError};
+use crate::head::anteroom::Anteroom;
 use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
 use crate::message::Sender;
@@ -58,6 +59,8 @@ static DROPPED: WarnLimit = WarnLimit::new();
 pub struct MqttLimits {
     /// CONNECT must be there this long after the socket was accepted.
     pub connect_arrival_max: Duration,
+    /// Who has not sent CONNECT yet, over all connections with a clone of it.
+    pub anteroom: Anteroom,
     /// A login that takes longer is refused as unavailable; SDKs wait 30 s for CONNACK.
     pub login_max: Duration,
     /// Longest silence that a client is allowed, whatever keep alive it asked for.
@@ -77,6 +80,7 @@ impl Default for MqttLimits {
     fn default() -> Self {
         Self {
             connect_arrival_max: Duration::from_secs(60),
+            anteroom: Anteroom::default(),
             login_max: Duration::from_secs(25),
             silence_max: Duration::from_secs(600),
             publishes_pending_max: 1_024,
@@ -125,6 +129,10 @@ where
         }
     };
     end.report(identity.as_ref());
+    if end == ConnectionEnd::Crowded {
+        // There is no time for an orderly end: the place is needed.
+        return end;
+    }
     wire.close(matches!(end, ConnectionEnd::Refused(_) | ConnectionEnd::PeerClosed)).await;
     end
 }

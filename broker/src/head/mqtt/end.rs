@@ -57,6 +57,9 @@ pub enum ConnectionEnd {
     /// No CONNECT in time.
     #[error("no CONNECT in time")]
     ConnectTimeout,
+    /// No CONNECT yet, and too many others wait with theirs.
+    #[error("no CONNECT yet, and its place was needed")]
+    Crowded,
     /// CONNECT was refused.
     #[error("refused with code {}", *.0 as u8)]
     Refused(ConnectCode),
@@ -118,6 +121,7 @@ impl ConnectionEnd {
                 | ConnectionEnd::Store(_)
                 | ConnectionEnd::TooSlow
                 | ConnectionEnd::ConnectTimeout
+                | ConnectionEnd::Crowded
         );
         if wrong && let Some(suppressed) = ENDED.admit() {
             match identity {

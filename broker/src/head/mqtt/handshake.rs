@@ -135,7 +135,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let deadline = peer.accepted_at + limits.connect_arrival_max;
-    match timeout_at(deadline, read_connect(wire)).await.map_err(|_| ConnectionEnd::ConnectTimeout)? {
+    let place = limits.anteroom.enter();
+    let connect = tokio::select! {
+        biased;
+        connect = timeout_at(deadline, read_connect(wire)) => connect,
+        () = place.sent_away() => return Err(ConnectionEnd::Crowded),
+    };
+    drop(place);
+    match connect.map_err(|_| ConnectionEnd::ConnectTimeout)? {
         Err(ConnectionEnd::Protocol(ProtocolError::Decode(DecodeError::ProtocolLevel(level)))) => {
             Err(refuse(wire, ConnectCode::ProtocolLevel, &format!("protocol level {level}")))
         }

@@ -38,7 +38,10 @@ pub(super) fn open(
     let heads = Arc::new(Heads {
         hub: hub.clone(),
         mqtt: mqtt_limits(settings),
-        amqp: AmqpLimits::default(),
+        amqp: AmqpLimits {
+            iot_hub_host: Some(settings.hub.iothub_host.as_str().into()),
+            ..AmqpLimits::default()
+        },
         offered: [
             settings.listen.mqtt.map(|_| SubProtocol::Mqtt),
             settings.listen.amqp.map(|_| SubProtocol::Amqp),

@@ -38,11 +38,13 @@ class Client:
     """A running SDK client; what it tells is in `lines`."""
 
     def __init__(self, site, transport, identity, verb, count, marker):
-        arguments = [transport, identity.connection_string(gateway=site.address), site.authority.root]
-        arguments += [verb, count, marker]
+        self._start("client.js", site, transport, identity, verb, count, marker)
+
+    def _start(self, program, site, transport, identity, *arguments):
+        arguments = [transport, identity.connection_string(gateway=site.address), site.authority.root, *arguments]
         self.lines = []
         self._child = subprocess.Popen(
-            ["node", str(SOURCE / "client.js"), *map(str, arguments)],
+            ["node", str(SOURCE / program), *map(str, arguments)],
             env={"PATH": os.environ["PATH"], "NODE_PATH": str(modules())},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -78,3 +80,10 @@ class Client:
         self._reader.join()
         assert code == 0, "\n".join(self.lines)
         return self.lines
+
+
+class Control(Client):
+    """A running SDK client that reports, hears of changed properties, and answers the method `reboot`."""
+
+    def __init__(self, site, transport, identity):  # pylint: disable=super-init-not-called
+        self._start("control.js", site, transport, identity)

@@ -1,0 +1,168 @@
+"""Twins, direct methods and cloud-to-device messages through hub and cloud: unmodified SDKs of Python and Node over MQTT
+and MQTT in WebSockets below, the service SDK above."""
+
+import json
+import queue
+
+import certifi
+import pytest
+from azure.iot.device import MethodResponse
+from azure.iot.hub import IoTHubRegistryManager
+from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
+
+from blackbox import node, process, sdk, wait
+from blackbox import site as site_module
+from blackbox.site import WEBSOCKETS
+from conftest import EVERYTHING_UP, running_site
+
+AMQP_PORT = 5671  # fixed in the service SDK, like 443
+SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
+
+
+class NamedByAddress(site_module.Cloud):
+    """A cloud whose name is its address, at the ports that service SDKs have fixed."""
+
+    def __init__(self, folder, authority):
+        super().__init__(folder, authority)
+        site_module.CLOUD_HOST = self.address
+        self.amqp_port, self.https_port = AMQP_PORT, site_module.HTTPS_PORT
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site_module, "CLOUD_HOST", site_module.CLOUD_HOST)
+        patch.setattr(site_module, "Cloud", NamedByAddress)
+        with running_site(tmp_path_factory.mktemp("site"), EVERYTHING_UP, settings=SETTINGS) as made:
+            yield made
+
+
+@pytest.fixture
+def manager(site, monkeypatch):
+    """The Python service SDK; it trusts the test's authority."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(site.authority.root))
+    monkeypatch.setattr(certifi, "where", lambda: str(site.authority.root))
+    where = ["--data-dir", site.cloud._data, "--host-name", site.cloud.address]
+    done = process.run(["cloud", "connection-string", *where])
+    assert done.returncode == 0, done.stderr
+    return IoTHubRegistryManager.from_connection_string(done.stdout.strip())
+
+
+def who(site, kind):
+    return site.leaf if kind == "device" else site.modules["receiver"]
+
+
+def twin(manager, identity):
+    if identity.module:
+        return manager.get_module_twin(identity.device, identity.module)
+    return manager.get_twin(identity.device)
+
+
+def desire(manager, identity, properties):
+    change = Twin(properties=TwinProperties(desired=properties))
+    if identity.module:
+        return manager.update_module_twin(identity.device, identity.module, change, "*")
+    return manager.update_twin(identity.device, change, "*")
+
+
+def invoke(manager, identity, name, payload):
+    call = CloudToDeviceMethod(method_name=name, payload=payload, response_timeout_in_seconds=30)
+    if identity.module:
+        return manager.invoke_device_module_method(identity.device, identity.module, call)
+    return manager.invoke_device_method(identity.device, call)
+
+
+@pytest.mark.parametrize("kind", ["device", "module"])
+@pytest.mark.parametrize("websockets", [False, True], ids=["mqtt", "mqtt-ws"])
+def test_a_twin_is_read_reported_to_and_its_changes_arrive(site, manager, kind, websockets):
+    identity = who(site, kind)
+    mark = f"{kind}-{websockets}"
+    with sdk.client(site, identity, websockets=websockets) as client:
+        patches = queue.Queue()
+        client.on_twin_desired_properties_patch_received = patches.put
+        version = client.get_twin()["desired"]["$version"]
+        desire(manager, identity, {"mark": mark, "gone": 1})
+        assert patches.get(timeout=wait.DEADLINE_SECS) == {"mark": mark, "gone": 1, "$version": version + 1}
+        desire(manager, identity, {"gone": None})
+        assert patches.get(timeout=wait.DEADLINE_SECS) == {"gone": None, "$version": version + 2}
+        client.patch_twin_reported_properties({"state": {"mark": mark}})
+        wait.until(
+            "the cloud has what was reported",
+            lambda: (twin(manager, identity).properties.reported or {}).get("state") == {"mark": mark},
+        )
+        read = client.get_twin()
+        assert read["desired"]["mark"] == mark and "gone" not in read["desired"]
+        assert read["reported"]["state"] == {"mark": mark}
+
+
+@pytest.mark.parametrize("kind", ["device", "module"])
+@pytest.mark.parametrize("websockets", [False, True], ids=["mqtt", "mqtt-ws"])
+def test_methods_are_called_and_answered(site, manager, kind, websockets):
+    identity = who(site, kind)
+    with sdk.client(site, identity, websockets=websockets) as client:
+
+        def answer(request):
+            payload = {"name": request.name, "got": request.payload}
+            client.send_method_response(MethodResponse.create_from_method_request(request, 201, payload))
+
+        client.on_method_request_received = answer
+
+        def called(name, payload):
+            result = invoke(manager, identity, name, payload)
+            return result.status, json.loads(json.dumps(result.payload))
+
+        # What the client takes is told upstream behind its back.
+        def answered():
+            try:
+                return called("first", {"n": 1})
+            except Exception:  # pylint: disable=broad-except
+                return None
+
+        assert wait.until("methods reach the client", answered) == (201, {"name": "first", "got": {"n": 1}})
+        assert called("second", [1, None, "ü"]) == (201, {"name": "second", "got": [1, None, "ü"]})
+
+
+@pytest.mark.parametrize("kind", ["device", "module"])
+@pytest.mark.parametrize("transport", ["tcp", "ws"])
+def test_the_node_sdk_has_a_twin_and_methods(site, manager, kind, transport):
+    identity = who(site, kind)
+    with node.Control(site, transport, identity) as client:
+        client.wait_line("ready")
+        client.wait_line("reported")
+        wait.until(
+            "the cloud has what was reported",
+            lambda: (twin(manager, identity).properties.reported or {}).get("node") == transport,
+        )
+        level = f"{kind}-{transport}"
+        desire(manager, identity, {"level": level})
+        client.wait_line(f'desired "{level}"')
+
+        def answered():
+            try:
+                result = invoke(manager, identity, "reboot", {"delay": 3})
+            except Exception:  # pylint: disable=broad-except
+                return None
+            return result.status, result.payload
+
+        assert wait.until("the method reaches the client", answered) == (202, {"got": {"delay": 3}})
+
+
+@pytest.mark.parametrize("websockets", [False, True], ids=["mqtt", "mqtt-ws"])
+def test_messages_of_the_cloud_reach_the_device_also_after_it_was_away(site, manager, websockets):
+    identity = site.leaves[1]
+    for body in ("first", "second"):
+        messages = queue.Queue()
+        # The handler is there before the connection: a stored session delivers at once.
+        with sdk.client(site, identity, connect=False, websockets=websockets) as client:
+            client.on_message_received = messages.put  # connects
+            for part in ("a", "b"):
+                name = f"{body}-{part}-{websockets}"
+                manager.send_c2d_message(identity.device, name, {"messageId": name, "kind": "50 % / ü"})
+                got = messages.get(timeout=wait.DEADLINE_SECS)
+                assert (got.data.decode(), got.message_id) == (name, name)
+                assert got.custom_properties["kind"] == "50 % / ü"
+            wait.until(
+                "the cloud's queue is empty",
+                lambda: manager.get_device(identity.device).cloud_to_device_message_count == 0,
+            )
+    manager.amqp_svc_client.disconnect_sync()

@@ -238,4 +238,6 @@ pub enum CloseReason {
     Unauthorized,
     /// The hub is stopping.
     Stopping,
+    /// An operator closed it; the client may come again.
+    Kicked,
 }

@@ -6,6 +6,7 @@
 //! [`Publisher`], so the way of a message touches no lock and no shared map.
 
 mod routing;
+mod tap;
 mod view;
 
 use std::pin::Pin;
@@ -22,7 +23,10 @@ use crate::backend::PublishError;
 use crate::head::warn_limit::WarnLimit;
 use crate::message::{MESSAGE_BYTES_MAX, Message, Sender, SystemProperty, Value};
 
+pub use tap::{TAP_MESSAGES_PER_SEC_MAX, TAPS_OPEN_MAX, Tap, TapError, TapOptions, Tapped};
+
 pub use routing::{QueuePlan, RouteDefaults, Routing, queue_name, split_queue_name};
+use tap::Taps;
 use view::View;
 
 /// Outputs of one connection whose candidate routes are kept; a client that names more pays for the look-up.
@@ -45,12 +49,14 @@ const CONSTANT: [Known; 5] = [
 pub struct Dispatch {
     routing: Arc<ArcSwap<Routing>>,
     store: Store,
+    taps: Arc<Taps>,
 }
 
 /// What one connection keeps between its messages.
 pub struct Publisher {
     routing: arc_swap::Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     store: Store,
+    taps: Arc<Taps>,
     id: Arc<str>,
     decision: Decision,
     outputs: Vec<Output>,
@@ -81,7 +87,8 @@ struct Output {
 impl Dispatch {
     /// Dispatch without any route.
     pub fn new(store: Store) -> Self {
-        Self { routing: Arc::new(ArcSwap::from_pointee(Routing::empty())), store }
+        let routing = Arc::new(ArcSwap::from_pointee(Routing::empty()));
+        Self { routing, store, taps: Arc::default() }
     }
 
     /// Puts new routes in force. Messages that are being decided keep the ones they began with.
@@ -94,12 +101,21 @@ impl Dispatch {
         self.routing.load_full()
     }
 
+    /// Looks at messages as they are accepted.
+    ///
+    /// # Errors
+    /// The condition does not compile, or as many taps are open as may be.
+    pub fn tap(&self, options: &TapOptions) -> Result<Tap, TapError> {
+        self.taps.open(options)
+    }
+
     /// The way in for one connection.
     pub fn publisher(&self, sender: &Sender) -> Publisher {
         let id = sender.identity.to_string();
         Publisher {
             routing: arc_swap::Cache::new(self.routing.clone()),
             store: self.store.clone(),
+            taps: self.taps.clone(),
             decision: Decision::default(),
             outputs: Vec::new(),
             generation: 0,
@@ -164,6 +180,13 @@ impl Publisher {
             routing.table().decide(&output.candidates, &view, &mut self.decision);
             let targets: SmallVec<[Target; 2]> =
                 self.decision.targets.iter().map(|target| routing.target(target)).collect();
+            if self.taps.any() {
+                let endpoint = |target: &edgehub_routing::Target| {
+                    routing.table().endpoint(target.endpoint).map(|endpoint| endpoint.id.clone())
+                };
+                let endpoints = || self.decision.targets.iter().filter_map(endpoint).collect();
+                self.taps.show(&source(message), message, endpoints);
+            }
             if targets.is_empty() {
                 output.unrouted.increment(1);
                 request.unrouted += 1;
@@ -181,17 +204,14 @@ impl Publisher {
 
     /// The cached facts about the message's source.
     fn output(&mut self, routing: &Routing, message: &Message) -> usize {
-        let name = message.output().filter(|_| message.sender.identity.module_id().is_some());
+        let name = output_name(message);
         if let Some(index) = self.outputs.iter().position(|output| output.name.as_deref() == name) {
             return index;
         }
         if self.outputs.len() == OUTPUTS_CACHED_MAX {
             self.outputs.clear();
         }
-        let source = match message.sender.identity.module_id() {
-            None => MessageSource::Device,
-            Some(module) => MessageSource::Module { module, output: name },
-        };
+        let source = source(message);
         let constant = if name.is_some() { &CONSTANT[..] } else { &CONSTANT[..CONSTANT.len() - 1] };
         let label = name.unwrap_or_default().to_owned();
         let id = self.id.to_string();
@@ -224,6 +244,18 @@ impl Future for Published {
             refused(error, &self.from, &self.references);
         }
         Poll::Ready(stored.map_err(PublishError::from))
+    }
+}
+
+/// The output that a module sends to; a device has none.
+fn output_name(message: &Message) -> Option<&str> {
+    message.output().filter(|_| message.sender.identity.module_id().is_some())
+}
+
+fn source(message: &Message) -> MessageSource<'_> {
+    match message.sender.identity.module_id() {
+        None => MessageSource::Device,
+        Some(module) => MessageSource::Module { module, output: output_name(message) },
     }
 }
 

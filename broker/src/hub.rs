@@ -7,14 +7,16 @@
 mod ages;
 mod authenticator;
 mod client;
+mod clients;
 mod config;
 mod credentials;
+mod drain;
 mod flapping;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -42,7 +44,9 @@ use ages::Ages;
 pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
 pub use client::HubCommit;
+pub use clients::Client;
 pub use config::{Applied, ApplyError};
+pub use drain::Remainder;
 pub use status::{ClientStatus, DeadLetterStatus, LedgerStatus, QueueStatus, SpaceStatus, Status};
 
 /// How a hub is set up. All parts have a meaning of their own; there is no hidden default.
@@ -80,6 +84,8 @@ struct Inner {
     authenticator: Arc<dyn Authenticator>,
     clients: DashMap<Identity, Connected, ahash::RandomState>,
     clients_open: AtomicUsize,
+    /// No message is accepted any more, and no client.
+    stopping: AtomicBool,
     connections: AtomicU64,
     expiries: Arc<Expiries>,
     presence: Presence,
@@ -91,6 +97,7 @@ struct Inner {
 /// The open connection of an identity.
 struct Connected {
     connection: u64,
+    since: SystemTime,
     mailbox: Mailbox,
     proved: Arc<Proved>,
     take_overs: TakeOvers,
@@ -135,6 +142,7 @@ impl Hub {
                 authenticator,
                 clients: DashMap::default(),
                 clients_open: AtomicUsize::new(0),
+                stopping: AtomicBool::new(false),
                 connections: AtomicU64::new(0),
                 expiries: Arc::default(),
                 presence: Presence::new(),
@@ -229,6 +237,9 @@ impl Backend for Hub {
         client: &mut HubClient,
         messages: Vec<Message>,
     ) -> Result<HubCommit, PublishError> {
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err(PublishError::Store("the hub is stopping; publish again when it is back".into()));
+        }
         client.publisher.publish(&messages).await.map(HubCommit::new)
     }
 
@@ -289,6 +300,9 @@ impl Backend for Hub {
 impl Hub {
     fn connect(&self, login: Login, mailbox: Mailbox) -> Result<HubClient, LoginError> {
         let inner = &self.inner;
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err(LoginError::Unavailable("the hub is stopping".into()));
+        }
         let proved = inner.proved(&login);
         let identity = login.identity;
         let connection = inner.connections.fetch_add(1, Ordering::Relaxed);
@@ -306,7 +320,8 @@ impl Hub {
             let (take_overs, too_many) =
                 before.map_or((TakeOvers::none(), false), |take_overs| take_overs.and_one());
             let (mailbox, proved) = (mailbox.clone(), proved.clone());
-            let connected = Connected { connection, mailbox, proved, take_overs };
+            let since = SystemTime::now();
+            let connected = Connected { connection, since, mailbox, proved, take_overs };
             (inner.clients.insert(identity.clone(), connected), too_many)
         };
         inner.expects(&proved);

@@ -35,6 +35,9 @@ pub enum Command {
     Cloud(Box<CloudOptions>),
     /// Shows the hub at work: cloud, hub and modules on this machine, an outage, a kill, and the account of it all
     Demo(DemoOptions),
+    /// Shows the settings, their schema and their reference; needs no running hub
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Makes certificates
     #[command(subcommand)]
     Certificate(CertificateCommand),
@@ -90,6 +93,34 @@ pub enum CloudCommand {
     /// Manages identities
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// Runs a local stand-in for the security daemon: the workload API on a Unix socket, for the modules of one device
+    Workload(WorkloadOptions),
+}
+
+/// Options of `edgehub cloud workload`.
+#[derive(Args, Debug)]
+pub struct WorkloadOptions {
+    /// Unix socket to listen on
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Folder of the identity registry; the authority that issues certificates is kept in it as well
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Name of the cloud hub, as `edgehub cloud --host-name` gets it
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub host_name: String,
+    /// The edge device whose modules are served
+    #[arg(long, value_name = "ID")]
+    pub device_id: String,
+    /// PEM file that is passed on with the trust bundle (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub trust_file: Vec<PathBuf>,
+    /// Seconds that a server certificate is valid
+    #[arg(long, value_name = "SECONDS", default_value_t = 90 * 86_400, value_parser = clap::value_parser!(u64).range(1..=315_360_000))]
+    pub certificate_life_secs: u64,
+    /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
 }
 
 /// Subcommands of `edgehub cloud identity`.
@@ -151,6 +182,27 @@ pub struct SettingsOptions {
     /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// Subcommands of `edgehub config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Shows each setting with its value and where it comes from; secrets are masked
+    Show {
+        /// Where settings come from.
+        #[command(flatten)]
+        settings: SettingsOptions,
+        /// Leaves out what is a default
+        #[arg(long)]
+        given: bool,
+        /// Form of the report
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+    },
+    /// Prints the JSON schema of the settings file
+    Schema,
+    /// Prints the reference of the settings as Markdown tables
+    Reference,
 }
 
 /// Subcommands of `edgehub certificate`.

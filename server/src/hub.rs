@@ -1,6 +1,7 @@
 //! Owns the assembly of a running hub out of settings: store, identities, upstream, routes, heads.
 
 mod heads;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
 use edgehub_broker::identity::{
-    ClientTrust, Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, SymmetricKey, TokenSource,
+    Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions, ScopeRefresher, Signer,
+    SymmetricKey, TokenSource,
 };
 use edgehub_broker::upstream::UpstreamOptions;
 use edgehub_routing::HubConfig;
@@ -19,11 +20,15 @@ use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, 
 use tokio::runtime::{Handle, Runtime};
 use tracing::{error, info, warn};
 
-use crate::certificate::{load_certificates, upstream_config};
+use crate::certificate::{UpstreamTrust, load_bundle};
 use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind, UpstreamProtocol};
+use crate::settings::{self, HubProof, Settings, StoreKind, UpstreamProtocol};
+use crate::workload::{Keeper, WorkloadClient};
+
+pub use trust::Trust;
+use trust::client_trust;
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -35,6 +40,7 @@ const UPSTREAM_STOP_SECS: u64 = 5;
 pub struct RunningHub {
     hub: Hub,
     store: Store,
+    trust: Trust,
     threads: ConnectionThreads,
     delivery: Runtime,
     stop_timeout: Duration,
@@ -54,23 +60,17 @@ impl RunningHub {
         let known = control.block_on(restore_scope(&scope, &store.keyed(Table::Identities)));
         info!(identities = known, "Identities known from the last run");
 
-        let (client_tls, tls_warnings) = upstream_config(trust_files(settings))?;
+        let bundle = &prepared.bundle;
+        let upstream_file = settings.upstream.trust_file.as_deref();
+        let (upstream_trust, tls_warnings) =
+            UpstreamTrust::new(bundle.iter().cloned().chain(load_bundle(upstream_file)?))?;
         tls_warnings.iter().for_each(|text| warn!("{text}"));
+        let upstream_trust = Arc::new(upstream_trust);
+        let client_tls = upstream_trust.config()?;
         let iothub = settings.hub.iothub_host.as_str();
-        let key = match &settings.hub.key {
-            Some(key) => SymmetricKey::from_bytes(key.expose()).map_err(|error| Failure::Identity {
-                what: "the key in IotHubConnectionString",
-                reason: error.to_string(),
-            })?,
-            None => {
-                return Err(Failure::Identity {
-                    what: "the hub's own key",
-                    reason: "it is missing; give IotHubConnectionString with a SharedAccessKey".into(),
-                });
-            }
-        };
-        let tokens = Arc::new(TokenSource::new(iothub, &hub_module, Arc::new(key)));
-        let refresher = refresher(settings, &edge_device, &scope, client_tls.clone(), tokens.clone())?;
+        let tokens = Arc::new(TokenSource::new(iothub, &hub_module, signer(settings)?));
+        let refresher = refresher(prepared, &edge_device, &scope, client_tls.clone(), tokens.clone())?;
+        let trust = Trust::new(upstream_trust, upstream_file, refresher.clone());
 
         let delivery = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -122,8 +122,10 @@ impl RunningHub {
         apply(&hub, &prepared.configuration, settings.routing.strict)?;
 
         let threads = ConnectionThreads::start(settings.listen.threads)?;
-        let running = Self { hub, store, threads, delivery, stop_timeout: settings.listen.stop_timeout };
+        let running =
+            Self { hub, store, trust, threads, delivery, stop_timeout: settings.listen.stop_timeout };
         heads::open(&running.hub, &running.threads, prepared, authenticator)?;
+        running.keep_certificates(prepared, control);
         Ok(running)
     }
 
@@ -132,9 +134,29 @@ impl RunningHub {
         &self.hub
     }
 
+    /// By whom the hub lets itself be convinced, for renewed files.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// The store, for the pages.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Lets certificate and trust bundle follow the workload API, where the hub has them from there.
+    fn keep_certificates(&self, prepared: &Prepared, control: &Handle) {
+        let Some(client) = prepared.workload() else { return };
+        let trust = self.trust.clone();
+        let name = prepared.settings.hub.own_host.as_ref().map(ToString::to_string);
+        let keeper = Keeper {
+            client,
+            certificate: prepared.certificate.clone().zip(name),
+            renew_after_max: prepared.settings.tls.renew_after_max,
+            bundle: Box::new(move |bundle| trust.take(bundle)),
+            renewal: prepared.renewal.clone(),
+        };
+        control.spawn(keeper.run());
     }
 
     /// Closes the connections, the upstream and the store, in this order. Blocks.
@@ -207,18 +229,28 @@ fn identity(device: &str, module: Option<&str>) -> Result<Identity, Failure> {
     .map_err(|error| Failure::Identity { what: "the device id", reason: error.to_string() })
 }
 
-fn trust_files(settings: &Settings) -> impl Iterator<Item = &std::path::Path> {
-    let bundle = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref());
-    bundle.into_iter().chain(settings.upstream.trust_file.as_deref())
+/// Who signs the hub's own tokens.
+fn signer(settings: &Settings) -> Result<Arc<dyn Signer>, Failure> {
+    match &settings.hub.proof {
+        HubProof::Key(key) => match SymmetricKey::from_bytes(key.expose()) {
+            Ok(key) => Ok(Arc::new(key)),
+            Err(error) => Err(Failure::Identity {
+                what: "the key in IotHubConnectionString",
+                reason: error.to_string(),
+            }),
+        },
+        HubProof::Workload(workload) => Ok(Arc::new(WorkloadClient::new(workload.clone()))),
+    }
 }
 
 fn refresher(
-    settings: &Settings,
+    prepared: &Prepared,
     edge_device: &Identity,
     scope: &Arc<ScopeCache>,
     tls: Arc<rustls::ClientConfig>,
     tokens: Arc<TokenSource>,
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
+    let settings = &prepared.settings;
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
     client.proxy = settings.upstream.proxy.clone();
@@ -230,19 +262,7 @@ fn refresher(
         ..RefreshOptions::default()
     };
     let refresher = ScopeRefresher::new(scope.clone(), ScopeClient::new(client), hosts, options);
-    Ok(Arc::new(refresher.with_client_trust(client_trust(settings)?)))
-}
-
-/// The trust bundle, as it judges the certificates of clients.
-fn client_trust(settings: &Settings) -> Result<ClientTrust, Failure> {
-    let Some(bundle) = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref()) else {
-        return Ok(ClientTrust::none());
-    };
-    let (trust, unusable) = ClientTrust::new(load_certificates("trust bundle", bundle)?);
-    if unusable > 0 {
-        warn!(unusable, "Certificates of the trust bundle cannot be used for those of clients");
-    }
-    Ok(trust)
+    Ok(Arc::new(refresher.with_client_trust(client_trust(prepared.bundle.clone()))))
 }
 
 /// Fills the cache from the store; how many identities it had.

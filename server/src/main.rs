@@ -24,6 +24,7 @@ fn execute(line: Option<CommandLine>) -> Result<ExitCode, Failure> {
         Some(Command::Run(options)) => edgehub::run::run(&options)?,
         Some(Command::Cloud(options)) => edgehub::cloud::execute(&options)?,
         Some(Command::Demo(options)) => return Ok(edgehub::demo::run(&options)),
+        Some(Command::Config(command)) => edgehub::settings::command::execute(&command)?,
         Some(Command::Route(command)) => return edgehub::route::execute(&command),
         Some(Command::Ledger(options)) => return edgehub::admin::command::ledger(&options),
         Some(Command::Queues(command)) => return edgehub::admin::command::queues(&command),

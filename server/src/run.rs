@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edgehub_routing::{ConfigError, HubConfig};
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,17 +14,18 @@ use tracing::{info, warn};
 use crate::admin::server as admin_server;
 use crate::admin::socket::AdminListener;
 use crate::admin::verbs::Verbs;
-use crate::certificate::ServerCertificate;
+use crate::certificate::{ServerCertificate, load_bundle};
 use crate::cli::{RunOptions, SettingsOptions};
 use crate::exit::Failure;
-use crate::hub::RunningHub;
+use crate::hub::{RunningHub, Trust};
 use crate::listen::bind;
 use crate::log;
 use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
 use crate::pages::{Health, Pages};
-use crate::settings::{AdminSocket, Notice, Settings, Sources};
+use crate::settings::{APPSETTINGS_FILE, AdminSocket, HubProof, Notice, Settings, Sources};
 use crate::store;
+use crate::workload::{Provisioned, Renewal, WorkloadClient, provision};
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
 const CONTROL_THREADS: usize = 1;
@@ -34,10 +36,25 @@ pub struct Prepared {
     pub settings: Settings,
     /// The hub's configuration, from the manifest of `--manifest`. Its routes are not compiled yet.
     pub configuration: HubConfig,
-    /// The server certificate; present whenever a TLS listener is on.
+    /// The server certificate; present whenever a TLS listener is on. One of the workload API comes with
+    /// [`provide`].
     pub certificate: Option<Arc<ServerCertificate>>,
+    /// The trust bundle, by which clients and the upstream are judged; from the same place.
+    pub bundle: Vec<CertificateDer<'static>>,
+    /// Asks the workload API for certificate and bundle before they are due.
+    pub renewal: Renewal,
     /// The recorder, installed; `None` when metrics are switched off.
     pub recorder: Option<Recorder>,
+}
+
+impl Prepared {
+    /// The workload API, for a hub that has no key of its own.
+    pub fn workload(&self) -> Option<WorkloadClient> {
+        match &self.settings.hub.proof {
+            HubProof::Key(_) => None,
+            HubProof::Workload(workload) => Some(WorkloadClient::new(workload.clone())),
+        }
+    }
 }
 
 /// Runs the hub until SIGTERM or SIGINT.
@@ -45,14 +62,18 @@ pub struct Prepared {
 /// # Errors
 /// What keeps the hub from starting.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
-    let prepared = prepare(options)?;
+    let mut prepared = prepare(options)?;
     let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
     let control = control_plane()?;
     // From here on: a signal that comes during the start is heard as soon as the hub is ready.
-    let signals = control.block_on(async { Signals::watch() })?;
+    let mut signals = control.block_on(async { Signals::watch() })?;
     let pages = Pages::new(prepared.recorder.clone());
     info!(address = %pages_listener.address(), "Pages are open");
     let serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
+    if !control.block_on(provide(&mut prepared, &pages, &mut signals)) {
+        info!("Shutdown complete.");
+        return Ok(());
+    }
     let running = RunningHub::start(&prepared, control.handle())?;
     let (hub, stored) = (running.hub().clone(), running.store().clone());
     pages.set_status(Box::new(move || {
@@ -73,7 +94,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     });
     pages.set_health(Health::Ready);
     info!("The hub is ready");
-    let ended = control.block_on(until_stopped(signals, serving, &prepared));
+    let ended = control.block_on(until_stopped(signals, serving, &prepared, running.trust()));
     pages.set_health(Health::Stopping);
     info!("Stopping");
     if let Some(admin) = admin {
@@ -86,6 +107,23 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     ended?;
     info!("Shutdown complete.");
     Ok(())
+}
+
+/// Gets certificate and trust bundle from the workload API, for a hub that has them from there; the health page says
+/// what it waits for. False when a signal asked to stop meanwhile.
+async fn provide(prepared: &mut Prepared, pages: &Pages, signals: &mut Signals) -> bool {
+    let Some(client) = prepared.workload() else { return true };
+    let name = prepared.settings.hub.own_host.as_ref().map(ToString::to_string);
+    let name = name.filter(|_| prepared.settings.listen.uses_tls());
+    let told = |reason| pages.set_health(Health::Starting(reason));
+    let Provisioned { certificate, bundle } = tokio::select! {
+        provisioned = provision(&client, name.as_deref(), told) => provisioned,
+        () = signals.stop() => return false,
+    };
+    pages.set_health(Health::Starting("the hub is starting".into()));
+    prepared.certificate = certificate.map(Arc::new);
+    prepared.bundle = bundle;
+    true
 }
 
 /// The operator's socket, if there is to be one. A hub without it still does its work, so only one that was asked
@@ -130,7 +168,9 @@ pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
     let configuration = configuration(manifest.as_ref())?;
     let certificate = certificate(&settings)?;
     let recorder = settings.metrics.enabled.then(|| install_recorder(&settings));
-    Ok(Prepared { settings, configuration, certificate, recorder })
+    let bundle = load_bundle(settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref()))?;
+    let renewal = Renewal::default();
+    Ok(Prepared { settings, configuration, certificate, bundle, renewal, recorder })
 }
 
 /// The settings out of file, environment and flags.
@@ -141,13 +181,15 @@ pub fn settings(options: &SettingsOptions) -> Result<(Settings, Vec<Notice>), Fa
     Ok(Settings::load(sources(options.config.as_deref(), options.flags()))?)
 }
 
-/// Where settings come from: a file, the environment of this process, and flags.
+/// Where settings come from: the files, the environment of this process, and flags.
 pub fn sources(file: Option<&Path>, flags: Vec<(String, String, String)>) -> Sources<'_> {
     // Variables that are not text are none of ours: all our values are.
     let environment = std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
         .collect();
-    Sources { file, environment, flags }
+    let program = std::env::current_exe().ok();
+    let appsettings = program.and_then(|program| Some(program.parent()?.join(APPSETTINGS_FILE)));
+    Sources { appsettings, file, environment, flags }
 }
 
 /// The runtime of everything that is not a connection.
@@ -232,18 +274,19 @@ impl Signals {
 }
 
 /// Waits for a signal that asks to stop, or for the end of the pages. SIGHUP puts renewed certificate files in
-/// force: new handshakes get the new certificate, open connections stay.
+/// force, or asks the workload API for renewed ones: new handshakes get the new certificate, open connections stay.
 async fn until_stopped(
     mut signals: Signals,
     mut serving: JoinHandle<std::io::Result<()>>,
     prepared: &Prepared,
+    trust: &Trust,
 ) -> Result<(), Failure> {
     let Signals { terminate, interrupt, hangup } = &mut signals;
     loop {
         tokio::select! {
             _received = terminate.recv() => return Ok(()),
             _received = interrupt.recv() => return Ok(()),
-            _received = hangup.recv() => reload_certificate(prepared),
+            _received = hangup.recv() => reload_certificates(prepared, trust),
             served = &mut serving => return match served {
                 Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),
                 Ok(Ok(())) | Err(_) => Ok(()),
@@ -252,10 +295,16 @@ async fn until_stopped(
     }
 }
 
-fn reload_certificate(prepared: &Prepared) {
+fn reload_certificates(prepared: &Prepared, trust: &Trust) {
+    prepared.renewal.want();
     let (Some(certificate), Some(files)) = (&prepared.certificate, &prepared.settings.certificates) else {
         return;
     };
+    if files.trust_bundle.is_some()
+        && let Err(error) = load_bundle(files.trust_bundle.as_deref()).and_then(|bundle| trust.take(bundle))
+    {
+        warn!("{error}; the trust bundle before stays in force");
+    }
     match certificate.reload(files) {
         Ok(()) => {
             let expiry = certificate.validity().map(|validity| validity.not_after.to_string());

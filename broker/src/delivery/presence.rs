@@ -53,6 +53,17 @@ impl Presence {
         self.slot(module, watch::Sender::subscribe)
     }
 
+    /// Whether a module takes messages at present.
+    pub fn is_there(&self, module: &Identity) -> bool {
+        self.consumers.get(module).is_some_and(|slot| slot.borrow().is_some())
+    }
+
+    /// Whether this connection is the one that takes the module's messages.
+    pub fn is_taken_by(&self, module: &Identity, connection: u64) -> bool {
+        let own = |consumer: &Consumer| consumer.connection == connection;
+        self.consumers.get(module).is_some_and(|slot| slot.borrow().as_ref().is_some_and(own))
+    }
+
     fn slot<R>(&self, module: &Identity, then: impl FnOnce(&watch::Sender<Option<Consumer>>) -> R) -> R {
         then(&self.consumers.entry(module.clone()).or_insert_with(|| watch::Sender::new(None)))
     }

@@ -31,6 +31,18 @@ pub(super) struct Proved {
     until_secs: Option<i64>,
 }
 
+impl Proved {
+    /// What it was proved with.
+    pub(super) fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// Seconds since 1970 at which it holds no longer; absent when only a change can end it.
+    pub(super) fn until_secs(&self) -> Option<i64> {
+        self.until_secs
+    }
+}
+
 /// Wakes the task when a connection comes whose credentials end before those of all others.
 pub(super) struct Expiries {
     /// Seconds since 1970.

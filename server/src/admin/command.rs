@@ -1,6 +1,5 @@
 //! Owns the operator's verbs on the command line: find the hub, ask it, print its answer, choose the exit code.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -16,8 +15,8 @@ use crate::cli::{
     DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions, QueuesCommand,
 };
 use crate::exit::Failure;
-use crate::run;
 use crate::settings::AdminSocket;
+use crate::{output, run};
 
 /// `edgehub ledger`: exit code 1 when an account does not add up.
 ///
@@ -152,18 +151,9 @@ impl Asked {
     }
 
     fn print<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> Result<(), Failure> {
-        let text = match self.format {
-            Format::Text => text(answer),
-            Format::Json => {
-                let pretty = serde_json::to_string_pretty(answer).map_err(std::io::Error::from);
-                pretty.map_err(|source| Failure::System { what: "standard output", source })? + "\n"
-            }
-        };
-        let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Whoever read it has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.map_err(|source| Failure::System { what: "standard output", source }),
+        match self.format {
+            Format::Text => output::text(&text(answer)),
+            Format::Json => output::json(answer),
         }
     }
 }

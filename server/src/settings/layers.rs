@@ -25,6 +25,27 @@ pub enum Origin {
     Flag(String),
 }
 
+impl Origin {
+    /// The kind of place, in one word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::File(_) => "file",
+            Self::Environment(_) => "environment",
+            Self::Flag(_) => "flag",
+        }
+    }
+
+    /// The file, variable or flag; none for a default.
+    pub fn place(&self) -> Option<String> {
+        match self {
+            Self::Default => None,
+            Self::File(path) => Some(path.display().to_string()),
+            Self::Environment(name) | Self::Flag(name) => Some(name.clone()),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -53,6 +74,9 @@ impl Layers {
     /// All layers in their order.
     pub(super) fn load(sources: Sources<'_>) -> Result<Self, SettingsError> {
         let mut layers = Self::with_defaults()?;
+        if let Some(path) = sources.appsettings.filter(|path| path.exists()) {
+            layers.add_appsettings(&path)?;
+        }
         if let Some(path) = sources.file {
             layers.add_file(path)?;
         }
@@ -72,13 +96,12 @@ impl Layers {
 
     /// Lays a settings file over what is there.
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), SettingsError> {
-        let unreadable = |reason: String| SettingsError::FileUnreadable { path: path.into(), reason };
-        let size_bytes = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-        if size_bytes > FILE_BYTES_MAX {
-            return Err(unreadable(format!("it is longer than {FILE_BYTES_MAX} bytes")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-        self.add_toml(&text, &Origin::File(path.into()), path)
+        self.add_toml(&read(path)?, &Origin::File(path.into()), path)
+    }
+
+    /// Every setting that has a value, in the order of the catalog.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static KnownSetting, &Entry)> {
+        catalog::known().iter().filter_map(|known| Some((known, self.get(known.name)?)))
     }
 
     /// Lays the environment over what is there. Blank variables count as absent; of the others only those
@@ -151,18 +174,23 @@ impl Layers {
             toml::Value::Datetime(time) => time.to_string(),
         };
         let id = setting_id(&name);
-        match catalog::find(&id) {
-            Some(known) => self.put(known, &name.replace(':', "."), text, origin.clone()),
+        self.add_named(&id, &name.replace(':', "."), text, origin);
+    }
+
+    /// Keeps a value out of a file, or says that nothing knows its name.
+    pub(super) fn add_named(&mut self, id: &str, given: &str, text: String, origin: &Origin) {
+        match catalog::find(id) {
+            Some(known) => self.put(known, given, text, origin.clone()),
             None => {
-                let suggestion = nearest(&id, KnownSetting::id).map(|known| known.name.to_owned());
-                let name = name.replace(':', ".");
+                let suggestion = nearest(id, KnownSetting::id).map(|known| known.name.to_owned());
+                let name = given.to_owned();
                 self.notices.push(Notice::Unknown { name, origin: origin.clone(), suggestion });
             }
         }
     }
 
     /// Keeps a value. `given` is the name as spelled, for members of a section that is listed as a whole.
-    fn put(&mut self, known: &'static KnownSetting, given: &str, text: String, origin: Origin) {
+    pub(super) fn put(&mut self, known: &'static KnownSetting, given: &str, text: String, origin: Origin) {
         if origin != Origin::Default {
             let name = if known.name.ends_with('*') { given.to_owned() } else { known.name.to_owned() };
             match known.effect {
@@ -177,6 +205,16 @@ impl Layers {
         }
         self.entries.insert(known.name, Entry { text, origin });
     }
+}
+
+/// The text of a settings file.
+pub(super) fn read(path: &Path) -> Result<String, SettingsError> {
+    let unreadable = |reason: String| SettingsError::FileUnreadable { path: path.into(), reason };
+    let size_bytes = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+    if size_bytes > FILE_BYTES_MAX {
+        return Err(unreadable(format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))
 }
 
 /// One-based line and column of a byte offset.

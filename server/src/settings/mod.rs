@@ -1,9 +1,9 @@
-//! Owns the settings: one typed value, built once from defaults, file, environment and flags.
+//! Owns the settings: one typed value, built once from defaults, files, environment and flags.
 //!
-//! Each layer overrides the one before: built-in defaults, the file of `--config` (TOML), environment
-//! variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
+//! Each layer overrides the one before: built-in defaults, the reference's `appsettings_hub.json` beside the program,
+//! the file of `--config` (TOML), environment variables, command line flags. Names are compared without regard to case; `__`, `:` and `.` separate
 //! sections. The reference hub's names are kept wherever it has the setting. The program's own settings are
-//! `listen.*`, `upstream.*`, `store.*`, `delivery.*`, `routing.*` and `admin.*` in the file, `EDGEHUB_LISTEN__…` in the
+//! `listen.*`, `upstream.*`, `store.*`, `delivery.*`, `routing.*`, `admin.*` and `log.*` in the file, `EDGEHUB_LISTEN__…` in the
 //! environment.
 //!
 //! What is unknown is named: in the file every key that is not in the catalog; in the environment, which
@@ -12,11 +12,19 @@
 //! after `--set` is an error.
 
 mod admin;
+mod appsettings;
 mod catalog;
+pub mod command;
+mod describe;
 mod identity;
 mod layers;
+mod mask;
+pub mod reference;
 mod report;
+pub mod schema;
+pub mod show;
 mod value;
+mod workload;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,11 +32,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::AdminSocket;
+pub use appsettings::FILE as APPSETTINGS_FILE;
 pub use catalog::{Effect, KnownSetting, known, setting_id};
-pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
+pub use describe::{Description, ValueKind};
+pub use identity::{HostName, HubIdentity, HubProof, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
-pub use value::{Durability, ListenAddress, ListenHost, LogLevel, TlsVersions, UpstreamProtocol};
+pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions, UpstreamProtocol};
+pub use workload::{WorkloadSettings, WorkloadUri};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_broker::dial::HttpProxy;
@@ -38,6 +49,9 @@ use value::{Values, parse_plain_listener};
 
 /// Largest bound of the store that can be set: 1 PiB.
 const SPACE_BYTES_MAX: u64 = 1 << 50;
+
+/// Longest time until a certificate is renewed: a year.
+const RENEW_AFTER_MILLIS_MAX: u64 = 366 * 86_400_000;
 
 /// What a listener without TLS may be set to.
 const PLAIN_EXPECTED: &str = "off, a port (bound to loopback), or an address with a port";
@@ -50,7 +64,8 @@ const THREADS_MAX: usize = 256;
 pub struct Settings {
     /// Who the hub is.
     pub hub: HubIdentity,
-    /// Certificate files; present whenever a TLS listener is on.
+    /// Certificate files. A hub with a key has them whenever a TLS listener is on; one without gets its certificate
+    /// from the workload API.
     pub certificates: Option<CertificateFiles>,
     /// TLS of the listeners.
     pub tls: TlsSettings,
@@ -74,6 +89,10 @@ pub struct Settings {
     pub admin: AdminSocket,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
+    /// Form of the log's lines.
+    pub log_format: LogFormat,
+    /// Time that what is under way has to be finished at stop (`ShutdownWaitPeriod`).
+    pub shutdown_wait: Duration,
 }
 
 /// PEM files of the hub's own certificate.
@@ -94,6 +113,8 @@ pub struct TlsSettings {
     pub versions: TlsVersions,
     /// Ask clients for a certificate (`ClientCertAuthEnabled`).
     pub client_certificates: bool,
+    /// Longest time until the workload API is asked for another certificate (`ServerCertificateRenewAfterInMs`).
+    pub renew_after_max: Option<Duration>,
     /// Time from accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// Connections whose handshake is not finished, at most.
@@ -227,6 +248,8 @@ pub struct MetricsSettings {
 /// The outside world that the settings come from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources<'a> {
+    /// The reference's settings file, `appsettings_hub.json`; it is read where it exists.
+    pub appsettings: Option<PathBuf>,
     /// The file of `--config`.
     pub file: Option<&'a Path>,
     /// The environment.
@@ -253,12 +276,30 @@ impl Settings {
     fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         let hub = HubIdentity::read(values)?;
         let listen = ListenSettings::read(values)?;
-        let certificates = CertificateFiles::read(values, listen.uses_tls())?;
+        let renew_expected = format!("a whole number from 1 to {RENEW_AFTER_MILLIS_MAX}");
+        let certificates = match &hub.proof {
+            HubProof::Key(_) => CertificateFiles::read(values, listen.uses_tls())?,
+            HubProof::Workload(_) => {
+                CertificateFiles::ignore(values);
+                if listen.uses_tls() && hub.own_host.is_none() {
+                    return Err(SettingsError::Missing {
+                        name: "EdgeDeviceHostName".into(),
+                        expected: "the name under which clients reach this hub, for its certificate".into(),
+                    });
+                }
+                None
+            }
+        };
         Ok(Self {
             certificates,
             tls: TlsSettings {
                 versions: values.tls_versions()?,
                 client_certificates: values.flag("ClientCertAuthEnabled")?,
+                renew_after_max: values
+                    .optional("ServerCertificateRenewAfterInMs", &renew_expected, |text| {
+                        text.parse().ok().filter(|millis| (1..=RENEW_AFTER_MILLIS_MAX).contains(millis))
+                    })?
+                    .map(Duration::from_millis),
                 handshake_timeout: values.seconds("listen:handshake_timeout_secs", 1)?,
                 handshakes_waiting_max: values.integer("listen:handshakes_waiting_max", 1..=1_000_000)?,
             },
@@ -285,12 +326,26 @@ impl Settings {
             },
             admin: AdminSocket::read(values),
             log_level: values.choice("RuntimeLogLevel", LogLevel::Info, "info", LogLevel::parse),
+            log_format: values.required("log:format", "text or json", LogFormat::parse)?,
+            shutdown_wait: values.seconds("ShutdownWaitPeriod", 0)?,
             hub,
         })
     }
 }
 
 impl CertificateFiles {
+    /// Says that the files have no effect.
+    fn ignore(values: &mut Values<'_>) {
+        for name in
+            ["EdgeHubDevServerCertificateFile", "EdgeHubDevServerPrivateKeyFile", "EdgeHubDevTrustBundleFile"]
+        {
+            if let Some(entry) = values.entry(name) {
+                let why = "without IotHubConnectionString certificates come from the workload API";
+                values.notices.push(Notice::Ignored { name: name.into(), origin: entry.origin.clone(), why });
+            }
+        }
+    }
+
     fn read(values: &Values<'_>, needed: bool) -> Result<Option<Self>, SettingsError> {
         let file = |name| values.text(name).map(PathBuf::from);
         let trust_bundle = file("EdgeHubDevTrustBundleFile");

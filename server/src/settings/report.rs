@@ -8,6 +8,7 @@ use edgehub_broker::dial::ProxyUrlError;
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
 use super::layers::{Entry, Origin};
+use super::mask::{self, Masked};
 
 /// Something the operator should know; one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,17 +51,13 @@ pub enum Notice {
     },
     /// The store is in the temporary folder.
     TemporaryStore(PathBuf),
-    /// Nothing that the hub could show to the upstream.
-    NoUpstreamKey,
 }
 
 impl Notice {
     /// Something is probably not as the operator wants it; the others only explain.
     pub fn is_warning(&self) -> bool {
         match self {
-            Self::Unknown { .. } | Self::FellBack { .. } | Self::TemporaryStore(_) | Self::NoUpstreamKey => {
-                true
-            }
+            Self::Unknown { .. } | Self::FellBack { .. } | Self::TemporaryStore(_) => true,
             Self::Ignored { .. } | Self::Mapped { .. } => false,
         }
     }
@@ -90,9 +87,6 @@ impl fmt::Display for Notice {
                  machine or container; set StorageFolder to a mounted folder",
                 path.display()
             ),
-            Self::NoUpstreamKey => f.write_str(
-                "no IotHubConnectionString: the hub has no key for its upstream, which this release needs",
-            ),
         }
     }
 }
@@ -101,14 +95,14 @@ impl fmt::Display for Notice {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The settings file cannot be read.
-    #[error("settings file {path} cannot be read: {reason}; check the path given with --config")]
+    #[error("settings file {path} cannot be read: {reason}; check the path and the permissions")]
     FileUnreadable {
         /// The file.
         path: PathBuf,
         /// The system's reason.
         reason: String,
     },
-    /// The settings file is not TOML.
+    /// The settings file is not TOML, or the reference's is not JSON.
     #[error("settings file {path}, line {line}, column {column}: {reason}; correct the file")]
     FileSyntax {
         /// The file.
@@ -164,21 +158,11 @@ pub enum SettingsError {
         /// What is wrong; holds nothing of the URL.
         fault: ProxyUrlError,
     },
-    /// Only the workload API is offered as a source of identity.
-    #[error(
-        "setting IOTEDGE_WORKLOADURI ({origin}): this release does not use the workload API; set \
-         IotHubConnectionString to the connection string of the module $edgeHub, and \
-         EdgeHubDevServerCertificateFile, EdgeHubDevServerPrivateKeyFile and EdgeHubDevTrustBundleFile to \
-         PEM files"
-    )]
-    WorkloadApi {
-        /// Where it was given.
-        origin: Origin,
-    },
     /// Nothing says who the hub is.
     #[error(
         "nothing says who the hub is; set IotHubConnectionString \
-         (HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..)"
+         (HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..), or run it as the agent does, with \
+         IOTEDGE_IOTHUBHOSTNAME, IOTEDGE_DEVICEID, IOTEDGE_MODULEGENERATIONID and IOTEDGE_WORKLOADURI"
     )]
     NoIdentity,
     /// Only versions of TLS that no longer exist are named.
@@ -205,13 +189,14 @@ pub enum SettingsError {
 
 impl SettingsError {
     pub(super) fn value(name: &str, entry: &Entry, expected: &str) -> Self {
-        let secret = catalog::find(&setting_id(name)).is_none_or(|known| known.secret);
-        let shown = if secret {
-            String::new()
-        } else {
-            let mut text: String = entry.text.chars().take(60).collect();
-            text.retain(|character| !character.is_control());
-            format!(" = {text:?}")
+        let known = catalog::find(&setting_id(name));
+        let shown = match known.map(|known| mask::masked(known, &entry.text)) {
+            Some(Masked::Plain(text)) => {
+                let mut text: String = text.chars().take(60).collect();
+                text.retain(|character| !character.is_control());
+                format!(" = {text:?}")
+            }
+            Some(Masked::Hidden) | None => String::new(),
         };
         Self::Value { name: name.into(), origin: entry.origin.clone(), shown, expected: expected.into() }
     }

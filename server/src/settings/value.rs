@@ -86,6 +86,26 @@ impl LogLevel {
     }
 }
 
+/// Form of the log's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The reference's line.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// Reads the name of a form, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
 /// What an acknowledgement to a publisher promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {

@@ -464,6 +464,7 @@ where
                         (Condition::UNAUTHORIZED_ACCESS, "the credentials are not valid any more")
                     }
                     CloseReason::Stopping => (Condition::DETACH_FORCED, "the hub is stopping"),
+                    CloseReason::Kicked => (Condition::DETACH_FORCED, "an operator closed the connection"),
                 };
                 self.drop_identity(identity, Error::new(condition, text));
             }

@@ -10,7 +10,7 @@ use edgehub_benches::client::{Client, Clock, Publishing};
 use edgehub_broker::backend::Login;
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
 use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::{Durability, Store, StoreLimits, StoreOptions};
@@ -87,6 +87,7 @@ fn hub(durability: Option<Durability>) -> (Hub, TempDir) {
             ..ModulePumpOptions::default()
         },
         upstream: None,
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

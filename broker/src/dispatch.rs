@@ -109,6 +109,32 @@ impl Dispatch {
         self.taps.open(options)
     }
 
+    /// Stores messages about changed reported properties for the routes that want them; durable when it resolves. What
+    /// no route wants leaves no trace.
+    ///
+    /// # Errors
+    /// When the store refuses them; then none is stored.
+    pub async fn publish_twin_changes(&self, messages: &[Message]) -> Result<(), PublishError> {
+        let routing = self.routing();
+        let mut decision = Decision::default();
+        let mut request = AppendRequest { records: Vec::new(), unrouted: 0 };
+        for message in messages {
+            let view = View::new(message);
+            let candidates =
+                routing.table().candidates_for(&MessageSource::TwinChange, &[], &view).unwrap_or_default();
+            routing.table().decide(&candidates, &view, &mut decision);
+            let targets: SmallVec<[Target; 2]> =
+                decision.targets.iter().map(|target| routing.target(target)).collect();
+            if !targets.is_empty() {
+                request.records.push(Record { bytes: message.to_record(), targets });
+            }
+        }
+        if !request.records.is_empty() {
+            self.store.submit(request).await?.await?;
+        }
+        Ok(())
+    }
+
     /// The way in for one connection.
     pub fn publisher(&self, sender: &Sender) -> Publisher {
         let id = sender.identity.to_string();

@@ -8,11 +8,19 @@ mod ages;
 mod authenticator;
 mod client;
 mod clients;
+mod commands;
 mod config;
+mod connectivity;
+mod control;
 mod credentials;
 mod drain;
 mod flapping;
+mod identity_queue;
+mod methods;
+mod own;
 mod status;
+mod subscriptions;
+mod twins;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,7 +34,7 @@ use edgehub_storage::{Queue, Store, StoreError, StoreLimits, Table};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::backend::{
     Backend, CallId, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
@@ -36,7 +44,9 @@ use crate::delivery::{Consumer, Losses, ModulePump, ModulePumpOptions, Presence}
 use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
+use crate::upstream::control::{Control, ControlPeer, Downward, channel as control_channel};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
+use control::ControlPlane;
 use credentials::{Expiries, Proved};
 use flapping::TakeOvers;
 
@@ -45,9 +55,17 @@ pub use authenticator::{Authenticating, Authenticator, Standing};
 pub use client::HubClient;
 pub use client::HubCommit;
 pub use clients::Client;
+pub use commands::COMMANDS_IN_FLIGHT_MAX;
 pub use config::{Applied, ApplyError};
+pub use connectivity::Connectivity;
+pub use control::ControlOptions;
 pub use drain::Remainder;
+pub use methods::{Caller, Invocation, InvokeError, OwnMethod, OwnMethodFuture};
 pub use status::{ClientStatus, DeadLetterStatus, LedgerStatus, QueueStatus, SpaceStatus, Status};
+pub use twins::TWIN_REQUESTS_MAX;
+
+/// The module id of the hub itself.
+const OWN_MODULE: &str = "$edgeHub";
 
 /// How a hub is set up. All parts have a meaning of their own; there is no hidden default.
 pub struct HubOptions {
@@ -59,6 +77,8 @@ pub struct HubOptions {
     pub module_pump: ModulePumpOptions,
     /// The way up, if there is one.
     pub upstream: Option<UpstreamOptions>,
+    /// How twins, methods and cloud-to-device messages are served.
+    pub control: ControlOptions,
     /// What becomes of a route's messages when the store is full, if the route does not say.
     pub overflow: OverflowPolicy,
     /// How much room the store may take; the configuration says [`StoreLimits::max_bytes`], see [`Hub::apply`].
@@ -91,6 +111,7 @@ struct Inner {
     presence: Presence,
     pumps: Mutex<Pumps>,
     upstream: Option<upstream::Handle>,
+    control: Arc<ControlPlane>,
     delivery: Handle,
 }
 
@@ -121,13 +142,47 @@ impl Hub {
         authenticator: Arc<dyn Authenticator>,
         delivery: Handle,
     ) -> Self {
+        let (seam, peer) = match &options.upstream {
+            Some(upstream) => {
+                let (control, downward, peer) = control_channel(upstream.operation_timeout);
+                ((control, downward), Some(peer))
+            }
+            None => ((Control::none(), mpsc::channel(1).1), None),
+        };
+        Self::start_parts(options, store, authenticator, delivery, seam, peer)
+    }
+
+    /// As [`Hub::start`], but twins, methods and cloud-to-device messages go up another way than messages: to whoever
+    /// holds the other end of [`control::channel`](crate::upstream::control::channel).
+    pub fn start_with_control(
+        options: HubOptions,
+        store: Store,
+        authenticator: Arc<dyn Authenticator>,
+        delivery: Handle,
+        control: Control,
+        downward: mpsc::Receiver<Downward>,
+    ) -> Self {
+        Self::start_parts(options, store, authenticator, delivery, (control, downward), None)
+    }
+
+    fn start_parts(
+        options: HubOptions,
+        store: Store,
+        authenticator: Arc<dyn Authenticator>,
+        delivery: Handle,
+        seam: (Control, mpsc::Receiver<Downward>),
+        peer: Option<ControlPeer>,
+    ) -> Self {
         let losses = Arc::new(Losses::new(&store));
         let upstream = options.upstream.map(|upstream_options| {
-            upstream::start(upstream_options, store.clone(), losses.clone(), &delivery)
+            upstream::start(upstream_options, peer, store.clone(), losses.clone(), &delivery)
         });
         store.set_limits(options.limits);
         let ages = Ages::new();
         delivery.spawn(ages.clone().watch(store.clone()));
+        let dispatch = Dispatch::new(store.clone());
+        let own = Identity::module(options.edge_device.device_id(), OWN_MODULE).expect("a legal name"); // the device's id was checked when it became an identity
+        let control = ControlPlane::start(own, options.control, seam, &store, &dispatch, &delivery);
         let hub = Self {
             inner: Arc::new(Inner {
                 edge_device: options.edge_device,
@@ -137,7 +192,7 @@ impl Hub {
                 limits: options.limits,
                 losses,
                 ages,
-                dispatch: Dispatch::new(store.clone()),
+                dispatch,
                 store,
                 authenticator,
                 clients: DashMap::default(),
@@ -148,6 +203,7 @@ impl Hub {
                 presence: Presence::new(),
                 pumps: Mutex::new(Pumps::default()),
                 upstream,
+                control,
                 delivery,
             }),
         };
@@ -175,6 +231,7 @@ impl Hub {
         let _ = tokio::time::timeout(limit, closing).await;
         self.inner.pumps.lock().modules.clear();
         self.inner.ages.stop();
+        self.inner.control.stop();
         if let Some(upstream) = &self.inner.upstream {
             upstream.stop(limit).await;
         }
@@ -244,24 +301,20 @@ impl Backend for Hub {
     }
 
     fn subscribe(&self, client: &mut HubClient, feature: Feature, on: bool) {
-        match feature {
-            Feature::ModuleInputs if client.sender.identity.module_id().is_some() => {
-                client.set_inputs(on);
-            }
-            // The other features have no messages of their own yet: nothing is switched on by them.
-            Feature::ModuleInputs
-            | Feature::CloudToDevice
-            | Feature::Methods
-            | Feature::DesiredProperties
-            | Feature::TwinResponses => {}
+        if feature == Feature::ModuleInputs && client.sender.identity.module_id().is_some() {
+            client.set_inputs(on);
         }
+        let identity = &client.sender.identity;
+        self.inner.control.subscribe(identity, client.connection, &client.mailbox, feature, on);
     }
 
-    fn twin(&self, _: &mut HubClient, _: TwinRequest) -> Result<(), TwinError> {
-        Err(TwinError::Failed("twins are not served".into()))
+    fn twin(&self, client: &mut HubClient, request: TwinRequest) -> Result<(), TwinError> {
+        self.inner.control.twins.request(&client.sender.identity, &client.mailbox, request)
     }
 
-    fn method_answered(&self, _: &mut HubClient, _: CallId, _: MethodAnswer) {}
+    fn method_answered(&self, client: &mut HubClient, call: CallId, answer: MethodAnswer) {
+        self.inner.control.methods.answered(&client.sender.identity, client.connection, call, answer);
+    }
 
     async fn load_session(&self, identity: &Identity) -> Option<Bytes> {
         let sessions = self.inner.store.keyed(Table::Sessions);
@@ -355,6 +408,7 @@ impl Hub {
         inner.clients_open.fetch_sub(1, Ordering::Relaxed);
         inner.clients.remove_if(identity, |_, connected| connected.connection == connection);
         inner.presence.leave(identity, connection);
+        inner.control.ended(identity, connection);
         counter!("edgehub_client_disconnect_total", "id" => identity.to_string()).increment(1);
         gauge!("edgehub_connected_clients").set(inner.clients.len() as f64);
     }
@@ -375,9 +429,7 @@ impl Hub {
 
 /// Asks a connection to close; waits in the background when its mailbox is full.
 fn close(mailbox: Mailbox, reason: CloseReason, runtime: &Handle) {
-    if let Err(tokio::sync::mpsc::error::TrySendError::Full(command)) =
-        mailbox.try_send(Command::Close(reason))
-    {
+    if let Err(mpsc::error::TrySendError::Full(command)) = mailbox.try_send(Command::Close(reason)) {
         runtime.spawn(async move {
             // The connection may end meanwhile; then the command has come true by itself.
             let _ = mailbox.send(command).await;

@@ -11,6 +11,7 @@
 //! | [`dispatch`] | acceptance: size-check, decide, append, acknowledge |
 //! | [`delivery`] | one pump per endpoint: order, window, backoff, expiry |
 //! | [`method`] | direct method calls that wait for their answer |
+//! | [`twin`] | twins: documents, patches, what of them is stored |
 //! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
 //! | [`dial`] | the way to a host: TCP or an HTTP proxy, TLS, WebSocket |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
@@ -30,5 +31,6 @@ pub mod hub;
 pub mod identity;
 pub mod message;
 pub mod method;
+pub mod twin;
 pub mod upstream;
 pub mod wake;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use edgehub_broker::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
 use edgehub_broker::delivery::ModulePumpOptions;
-use edgehub_broker::hub::{Hub, HubClient, HubOptions};
+use edgehub_broker::hub::{ControlOptions, Hub, HubClient, HubOptions};
 use edgehub_broker::identity::{
     Authentication, FullScope, Hosts, Identity, RefreshOptions, ScopeCache, ScopeError, ScopeRefresher,
     ScopeSource, ServiceIdentity, Status, SymmetricKey, TokenSource, unix_now_secs,
@@ -99,6 +99,7 @@ async fn site() -> Site {
         clients_max: 100,
         module_pump: ModulePumpOptions::default(),
         upstream: None,
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

@@ -17,7 +17,7 @@ use edgehub_broker::dial::{self, DialError, HttpProxy, PROXY_ANSWER_BYTES_MAX, T
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
 use edgehub_broker::head::mqtt::Peer;
 use edgehub_broker::head::websocket::WebSocketBytes;
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ScopeClient, ScopeClientOptions, ScopeError, ScopeSource,
     ServiceIdentity, Status, SymmetricKey, TokenSource,
@@ -196,6 +196,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
         clients_max: 10,
         module_pump: ModulePumpOptions::default(),
         upstream: Some(upstream),
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

@@ -14,7 +14,9 @@ use edgehub_broker::amqp::{Condition, Error, Outcome};
 use edgehub_broker::backend::{Backend, Credentials, Login, LoginError, Protocol, PublishError};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
+use edgehub_broker::hub::{
+    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
+};
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
 };
@@ -114,6 +116,7 @@ fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
         clients_max: 10_000,
         module_pump: ModulePumpOptions::default(),
         upstream: Some(upstream),
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
-use edgehub_broker::hub::{Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
     Hosts, Identity, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions, ScopeRefresher, Signer,
     SymmetricKey, TokenSource,
@@ -112,6 +112,7 @@ impl RunningHub {
                 lower_share_percent: settings.delivery.lower_share_percent,
             },
             upstream: Some(upstream),
+            control: ControlOptions::default(),
             overflow: settings.store.overflow,
             limits: limits(settings),
         };

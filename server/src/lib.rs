@@ -3,6 +3,7 @@
 //! The program names ports, files and environment variables; the hub gets everything typed.
 
 pub mod admin;
+pub mod api;
 pub mod certificate;
 pub mod cli;
 pub mod cloud;

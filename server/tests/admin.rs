@@ -17,7 +17,7 @@ use edgehub::admin::socket::AdminListener;
 use edgehub::admin::verbs::Verbs;
 use edgehub_broker::backend::Login;
 use edgehub_broker::delivery::ModulePumpOptions;
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubOptions};
+use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Origin, Properties, PropertyName, Sender, SystemProperty};
 use edgehub_routing::{HubConfig, OverflowPolicy};
@@ -58,6 +58,7 @@ async fn setup() -> Setup {
         clients_max: 4,
         module_pump: ModulePumpOptions::default(),
         upstream: None,
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits: StoreLimits::default(),
     };

@@ -46,6 +46,7 @@ use crate::delivery::{BackoffOptions, Losses};
 use crate::dial::Transport;
 use crate::identity::{Identity, ScopeCache, TokenSource};
 
+use control::ControlPeer;
 pub use status::{UpstreamState, UpstreamStatus};
 
 /// How the upstream is reached.
@@ -119,13 +120,17 @@ impl Handle {
     }
 }
 
-/// Starts the supervisor on a runtime.
+/// Starts the supervisor on a runtime. `control` is the other end of what the hub asks for and hears; without one,
+/// somebody else serves it.
 pub(crate) fn start(
     options: UpstreamOptions,
+    control: Option<ControlPeer>,
     store: Store,
     losses: Arc<Losses>,
     runtime: &tokio::runtime::Handle,
 ) -> Handle {
+    // Nothing is asked of this connection: whoever asks is told that the upstream is offline.
+    drop(control);
     let (queues, queues_receiver) = watch::channel(None);
     let (stop, stop_receiver) = watch::channel(false);
     let supervisor = supervisor::Supervisor::new(options, store, losses, queues_receiver, stop_receiver);

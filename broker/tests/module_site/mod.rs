@@ -11,7 +11,9 @@ use edgehub_broker::backend::{
     Target,
 };
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
-use edgehub_broker::hub::{Authenticating, Authenticator, Hub, HubClient, HubOptions, LedgerStatus};
+use edgehub_broker::hub::{
+    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
+};
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Properties, PropertyName, SystemProperty};
 use edgehub_routing::{HubConfig, OverflowPolicy};
@@ -30,7 +32,7 @@ pub(crate) const QUICK: BackoffOptions =
 pub(crate) const QUEUE: &str = "edge1/filter/in1";
 
 /// Everybody is who they say, but for the device `stranger`.
-struct Trusting;
+pub(crate) struct Trusting;
 
 impl Authenticator for Trusting {
     fn authenticate<'a>(&'a self, login: &'a Login) -> Authenticating<'a> {
@@ -64,6 +66,7 @@ pub(crate) fn setup_with(module_pump: ModulePumpOptions, limits: StoreLimits) ->
         clients_max: 4,
         module_pump,
         upstream: None,
+        control: ControlOptions::default(),
         overflow: OverflowPolicy::RejectNew,
         limits,
     };

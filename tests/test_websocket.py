@@ -159,7 +159,7 @@ def test_what_is_no_upgrade_is_answered(site):
         ({"Sec-WebSocket-Key": "short"}, 400),
         ({"Upgrade": "h2c"}, 426),
         ({"Upgrade": None, "Connection": None}, 426),
-        ({"path": "/twins/leaf1/methods", "Upgrade": None, "Connection": None}, 404),
+        ({"path": "/twins/leaf1/methods", "Upgrade": None, "Connection": None}, 405),
     ]:
         with WebSocket(site, HTTPS_PORT, **changed) as wire:
             assert wire.status == status, (changed, wire.head)

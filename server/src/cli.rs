@@ -111,6 +111,8 @@ pub enum CloudCommand {
     /// Reads and changes twins, also beside a running stand-in
     #[command(subcommand)]
     Twin(TwinCommand),
+    /// Runs a local stand-in for the security daemon: the workload API on a Unix socket, for the modules of one device
+    Workload(WorkloadOptions),
 }
 
 /// Options of `edgehub cloud connection-string`.
@@ -164,6 +166,32 @@ pub struct ChangeTwinOptions {
     /// File with the document; `-` reads the standard input
     #[arg(value_name = "FILE")]
     pub document: PathBuf,
+}
+
+/// Options of `edgehub cloud workload`.
+#[derive(Args, Debug)]
+pub struct WorkloadOptions {
+    /// Unix socket to listen on
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Folder of the identity registry; the authority that issues certificates is kept in it as well
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Name of the cloud hub, as `edgehub cloud --host-name` gets it
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub host_name: String,
+    /// The edge device whose modules are served
+    #[arg(long, value_name = "ID")]
+    pub device_id: String,
+    /// PEM file that is passed on with the trust bundle (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub trust_file: Vec<PathBuf>,
+    /// Seconds that a server certificate is valid
+    #[arg(long, value_name = "SECONDS", default_value_t = 90 * 86_400, value_parser = clap::value_parser!(u64).range(1..=315_360_000))]
+    pub certificate_life_secs: u64,
+    /// Least severe level that is logged: verbose, debug, info, warning, error or fatal
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
 }
 
 /// Subcommands of `edgehub cloud identity`.

@@ -24,8 +24,10 @@ use crate::listen::{ConnectionGate, ConnectionThreads, TlsGate, bind};
 use crate::log;
 use crate::run::{control_plane, until_signal};
 use crate::settings::{CertificateFiles, ListenAddress, LogFormat, LogLevel, TlsSettings, TlsVersions};
+use crate::workload::stand_in;
 
-const REGISTRY_FILE: &str = "registry.json";
+/// The identities, below the data folder.
+pub(crate) const REGISTRY_FILE: &str = "registry.json";
 const TELEMETRY_FILE: &str = "telemetry.ndjson";
 const TWINS_FOLDER: &str = "twins";
 
@@ -45,6 +47,7 @@ const STOP_SECS: u64 = 5;
 pub fn execute(options: &CloudOptions) -> Result<(), Failure> {
     match &options.command {
         None => serve(options),
+        Some(CloudCommand::Workload(options)) => stand_in::serve(options),
         Some(CloudCommand::Identity(IdentityCommand::Create(options))) => {
             println!("{}", create_identity(options)?);
             Ok(())
@@ -161,6 +164,7 @@ fn serve(options: &CloudOptions) -> Result<(), Failure> {
     let tls_settings = TlsSettings {
         versions: TlsVersions { tls12: true, tls13: true },
         client_certificates: false,
+        renew_after_max: None,
         handshake_timeout: Duration::from_secs(10),
         handshakes_waiting_max: 100,
     };

@@ -2,6 +2,7 @@
 
 mod configuration;
 mod heads;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    ClientTrust, Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient,
-    ScopeClientOptions, ScopeRefresher, SymmetricKey, TokenSource,
+    Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
+    ScopeRefresher, Signer, SymmetricKey, TokenSource,
 };
 use edgehub_broker::upstream::plain::PlainAmqp;
 use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions, UpstreamState, UpstreamStatus};
@@ -22,15 +23,18 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::certificate::{load_certificates, upstream_config};
+use crate::certificate::{UpstreamTrust, load_bundle};
 use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::pages::Pages;
 use crate::run::Prepared;
-use crate::settings::{self, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
+use crate::settings::{self, HubProof, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
 use crate::stop;
+use crate::workload::{Keeper, WorkloadClient};
 
 pub use configuration::Source;
+pub use trust::Trust;
+use trust::client_trust;
 
 /// Key of the identity cache's snapshot in the store.
 const SCOPE_KEY: &[u8] = b"scope";
@@ -44,6 +48,7 @@ pub struct RunningHub {
     store: Store,
     configuration: Configuration,
     authenticator: Arc<dyn Authenticator>,
+    trust: Trust,
     threads: ConnectionThreads,
     delivery: Runtime,
     stop_timeout: Duration,
@@ -64,23 +69,17 @@ impl RunningHub {
         let known = control.block_on(restore_scope(&scope, &store.keyed(Table::Identities)));
         info!(identities = known, "Identities known from the last run");
 
-        let (client_tls, tls_warnings) = upstream_config(trust_files(settings))?;
+        let bundle = &prepared.bundle;
+        let upstream_file = settings.upstream.trust_file.as_deref();
+        let (upstream_trust, tls_warnings) =
+            UpstreamTrust::new(bundle.iter().cloned().chain(load_bundle(upstream_file)?))?;
         tls_warnings.iter().for_each(|text| warn!(code = "EH5006", "{text}"));
+        let upstream_trust = Arc::new(upstream_trust);
+        let client_tls = upstream_trust.config()?;
         let iothub = settings.hub.iothub_host.as_str();
-        let key = match &settings.hub.key {
-            Some(key) => SymmetricKey::from_bytes(key.expose()).map_err(|error| Failure::Identity {
-                what: "the key in IotHubConnectionString",
-                reason: error.to_string(),
-            })?,
-            None => {
-                return Err(Failure::Identity {
-                    what: "the hub's own key",
-                    reason: "it is missing; give IotHubConnectionString with a SharedAccessKey".into(),
-                });
-            }
-        };
-        let tokens = Arc::new(TokenSource::new(iothub, &hub_module, Arc::new(key)));
-        let refresher = refresher(settings, &edge_device, &scope, client_tls.clone(), tokens.clone())?;
+        let tokens = Arc::new(TokenSource::new(iothub, &hub_module, signer(settings)?));
+        let refresher = refresher(prepared, &edge_device, &scope, client_tls.clone(), tokens.clone())?;
+        let trust = Trust::new(upstream_trust, upstream_file, refresher.clone());
 
         let delivery = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -140,7 +139,10 @@ impl RunningHub {
         let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
         let threads = ConnectionThreads::start(settings.listen.threads)?;
         let stop_timeout = settings.listen.stop_timeout;
-        Ok(Self { hub, store, configuration, authenticator, threads, delivery, stop_timeout })
+        let running =
+            Self { hub, store, configuration, authenticator, trust, threads, delivery, stop_timeout };
+        running.keep_certificates(prepared, control);
+        Ok(running)
     }
 
     /// Returns as soon as a configuration is in force; the pages say what it waits for.
@@ -166,9 +168,29 @@ impl RunningHub {
         &self.hub
     }
 
+    /// By whom the hub lets itself be convinced, for renewed files.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// The store, for the pages.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Lets certificate and trust bundle follow the workload API, where the hub has them from there.
+    fn keep_certificates(&self, prepared: &Prepared, control: &Handle) {
+        let Some(client) = prepared.workload() else { return };
+        let trust = self.trust.clone();
+        let name = prepared.settings.hub.own_host.as_ref().map(ToString::to_string);
+        let keeper = Keeper {
+            client,
+            certificate: prepared.certificate.clone().zip(name),
+            renew_after_max: prepared.settings.tls.renew_after_max,
+            bundle: Box::new(move |bundle| trust.take(bundle)),
+            renewal: prepared.renewal.clone(),
+        };
+        control.spawn(keeper.run());
     }
 
     /// Closes the connections, the upstream and the store, in this order. Blocks.
@@ -257,18 +279,28 @@ fn identity(device: &str, module: Option<&str>) -> Result<Identity, Failure> {
     .map_err(|error| Failure::Identity { what: "the device id", reason: error.to_string() })
 }
 
-fn trust_files(settings: &Settings) -> impl Iterator<Item = &std::path::Path> {
-    let bundle = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref());
-    bundle.into_iter().chain(settings.upstream.trust_file.as_deref())
+/// Who signs the hub's own tokens.
+fn signer(settings: &Settings) -> Result<Arc<dyn Signer>, Failure> {
+    match &settings.hub.proof {
+        HubProof::Key(key) => match SymmetricKey::from_bytes(key.expose()) {
+            Ok(key) => Ok(Arc::new(key)),
+            Err(error) => Err(Failure::Identity {
+                what: "the key in IotHubConnectionString",
+                reason: error.to_string(),
+            }),
+        },
+        HubProof::Workload(workload) => Ok(Arc::new(WorkloadClient::new(workload.clone()))),
+    }
 }
 
 fn refresher(
-    settings: &Settings,
+    prepared: &Prepared,
     edge_device: &Identity,
     scope: &Arc<ScopeCache>,
     tls: Arc<rustls::ClientConfig>,
     tokens: Arc<TokenSource>,
 ) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
+    let settings = &prepared.settings;
     let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
     client.port = settings.upstream.https_port;
     client.nested = settings.scope.nested;
@@ -281,22 +313,7 @@ fn refresher(
         ..RefreshOptions::default()
     };
     let refresher = ScopeRefresher::new(scope.clone(), ScopeClient::new(client), hosts, options);
-    Ok(Arc::new(refresher.with_client_trust(client_trust(settings)?)))
-}
-
-/// The trust bundle, as it judges the certificates of clients.
-fn client_trust(settings: &Settings) -> Result<ClientTrust, Failure> {
-    let Some(bundle) = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref()) else {
-        return Ok(ClientTrust::none());
-    };
-    let (trust, unusable) = ClientTrust::new(load_certificates("trust bundle", bundle)?);
-    if unusable > 0 {
-        warn!(
-            code = "EH3007",
-            unusable, "Certificates of the trust bundle cannot be used for those of clients"
-        );
-    }
-    Ok(trust)
+    Ok(Arc::new(refresher.with_client_trust(client_trust(prepared.bundle.clone()))))
 }
 
 /// Fills the cache from the store; how many identities it had.

@@ -3,6 +3,7 @@
 //! The program names ports, files and environment variables; the hub gets everything typed.
 
 pub mod admin;
+pub mod api;
 pub mod certificate;
 pub mod check;
 pub mod cli;
@@ -21,3 +22,4 @@ pub mod run;
 pub mod settings;
 pub mod stop;
 pub mod store;
+pub mod workload;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,16 +13,17 @@ use tracing::{info, warn};
 use crate::admin::server as admin_server;
 use crate::admin::socket::AdminListener;
 use crate::admin::verbs::{Site, Verbs};
-use crate::certificate::ServerCertificate;
+use crate::certificate::{ServerCertificate, load_bundle};
 use crate::cli::{RunOptions, SettingsOptions};
 use crate::exit::Failure;
-use crate::hub::{RunningHub, Source};
+use crate::hub::{RunningHub, Source, Trust};
 use crate::listen::bind;
 use crate::log::{self, recent};
 use crate::manifest::Manifest;
 use crate::metrics::{CommonLabels, Recorder};
 use crate::pages::{Health, Pages, watch};
-use crate::settings::{APPSETTINGS_FILE, AdminSocket, Notice, Settings, Sources};
+use crate::settings::{APPSETTINGS_FILE, AdminSocket, HubProof, Notice, Settings, Sources};
+use crate::workload::{Provisioned, Renewal, WorkloadClient, provision};
 use crate::{stop, store};
 
 /// Threads of the control plane: pages, signals, upstream supervision. It may be slow.
@@ -33,10 +35,25 @@ pub struct Prepared {
     pub settings: Settings,
     /// Where the hub's configuration comes from.
     pub source: Source,
-    /// The server certificate; present whenever a TLS listener is on.
+    /// The server certificate; present whenever a TLS listener is on. One of the workload API comes with
+    /// [`provide`].
     pub certificate: Option<Arc<ServerCertificate>>,
+    /// The trust bundle, by which clients and the upstream are judged; from the same place.
+    pub bundle: Vec<CertificateDer<'static>>,
+    /// Asks the workload API for certificate and bundle before they are due.
+    pub renewal: Renewal,
     /// The recorder, installed; `None` when metrics are switched off.
     pub recorder: Option<Recorder>,
+}
+
+impl Prepared {
+    /// The workload API, for a hub that has no key of its own.
+    pub fn workload(&self) -> Option<WorkloadClient> {
+        match &self.settings.hub.proof {
+            HubProof::Key(_) => None,
+            HubProof::Workload(workload) => Some(WorkloadClient::new(workload.clone())),
+        }
+    }
 }
 
 /// Runs the hub until SIGTERM or SIGINT.
@@ -45,7 +62,7 @@ pub struct Prepared {
 /// What keeps the hub from starting.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let started_at = OffsetDateTime::now_utc();
-    let prepared = prepare(options)?;
+    let mut prepared = prepare(options)?;
     let pages_listener = bind("pages", prepared.settings.listen.metrics, prepared.settings.listen.backlog)?;
     let control = control_plane()?;
     // From here on: a signal that comes during the start is heard as soon as the hub is ready.
@@ -53,6 +70,10 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let pages = Pages::new(prepared.recorder.clone());
     info!(address = %pages_listener.address(), "Pages are open");
     let mut serving = control.spawn(Arc::clone(&pages).serve(pages_listener));
+    if !control.block_on(provide(&mut prepared, &pages, &mut signals)) {
+        info!("Shutdown complete.");
+        return Ok(());
+    }
     let running = RunningHub::start(&prepared, control.handle())?;
     let (hub, stored) = (running.hub().clone(), running.store().clone());
     let configuration = running.configuration();
@@ -93,14 +114,14 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let configured = control.block_on(async {
         tokio::select! {
             () = running.configured(&pages) => Ok(true),
-            ended = until_stopped(&mut signals, &mut serving, &prepared) => ended.map(|()| false),
+            ended = until_stopped(&mut signals, &mut serving, &prepared, running.trust()) => ended.map(|()| false),
         }
     });
     let ended = match configured {
         Ok(true) => running.open_heads(&prepared).and_then(|()| {
             pages.set_health(Health::Ready);
             info!("The hub is ready");
-            control.block_on(until_stopped(&mut signals, &mut serving, &prepared))
+            control.block_on(until_stopped(&mut signals, &mut serving, &prepared, running.trust()))
         }),
         Ok(false) => Ok(()),
         Err(failure) => Err(failure),
@@ -119,6 +140,23 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     ended?;
     info!("Shutdown complete.");
     Ok(())
+}
+
+/// Gets certificate and trust bundle from the workload API, for a hub that has them from there; the health page says
+/// what it waits for. False when a signal asked to stop meanwhile.
+async fn provide(prepared: &mut Prepared, pages: &Pages, signals: &mut Signals) -> bool {
+    let Some(client) = prepared.workload() else { return true };
+    let name = prepared.settings.hub.own_host.as_ref().map(ToString::to_string);
+    let name = name.filter(|_| prepared.settings.listen.uses_tls());
+    let told = |reason| pages.set_health(Health::Starting(reason));
+    let Provisioned { certificate, bundle } = tokio::select! {
+        provisioned = provision(&client, name.as_deref(), told) => provisioned,
+        () = signals.stop() => return false,
+    };
+    pages.set_health(Health::Starting("the hub is starting".into()));
+    prepared.certificate = certificate.map(Arc::new);
+    prepared.bundle = bundle;
+    true
 }
 
 /// The operator's socket, if there is to be one. A hub without it still does its work, so only one that was asked
@@ -163,7 +201,9 @@ pub fn prepare(options: &RunOptions) -> Result<Prepared, Failure> {
     let source = Source::choose(&settings, manifest.as_ref())?;
     let certificate = certificate(&settings)?;
     let recorder = settings.metrics.enabled.then(|| install_recorder(&settings));
-    Ok(Prepared { settings, source, certificate, recorder })
+    let bundle = load_bundle(settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref()))?;
+    let renewal = Renewal::default();
+    Ok(Prepared { settings, source, certificate, bundle, renewal, recorder })
 }
 
 /// The settings out of file, environment and flags.
@@ -259,18 +299,19 @@ impl Signals {
 }
 
 /// Waits for a signal that asks to stop, or for the end of the pages. SIGHUP puts renewed certificate files in
-/// force: new handshakes get the new certificate, open connections stay.
+/// force, or asks the workload API for renewed ones: new handshakes get the new certificate, open connections stay.
 async fn until_stopped(
     signals: &mut Signals,
     serving: &mut JoinHandle<std::io::Result<()>>,
     prepared: &Prepared,
+    trust: &Trust,
 ) -> Result<(), Failure> {
     let Signals { terminate, interrupt, hangup } = signals;
     loop {
         tokio::select! {
             _received = terminate.recv() => return Ok(()),
             _received = interrupt.recv() => return Ok(()),
-            _received = hangup.recv() => reload_certificate(prepared),
+            _received = hangup.recv() => reload_certificates(prepared, trust),
             served = &mut *serving => return match served {
                 Ok(Err(source)) => Err(Failure::System { what: "the pages cannot be served", source }),
                 Ok(Ok(())) | Err(_) => Ok(()),
@@ -279,10 +320,16 @@ async fn until_stopped(
     }
 }
 
-fn reload_certificate(prepared: &Prepared) {
+fn reload_certificates(prepared: &Prepared, trust: &Trust) {
+    prepared.renewal.want();
     let (Some(certificate), Some(files)) = (&prepared.certificate, &prepared.settings.certificates) else {
         return;
     };
+    if files.trust_bundle.is_some()
+        && let Err(error) = load_bundle(files.trust_bundle.as_deref()).and_then(|bundle| trust.take(bundle))
+    {
+        warn!("{error}; the trust bundle before stays in force");
+    }
     match certificate.reload(files) {
         Ok(()) => {
             let expiry = certificate.validity().map(|validity| validity.not_after.to_string());

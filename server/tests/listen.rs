@@ -62,8 +62,13 @@ impl TlsServer {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let files = write(folder.path(), &authority.issue_server(&names).unwrap());
         let certificate = Arc::new(ServerCertificate::load(&files).unwrap());
-        let settings =
-            TlsSettings { versions, client_certificates: true, handshake_timeout, handshakes_waiting_max: 2 };
+        let settings = TlsSettings {
+            versions,
+            client_certificates: true,
+            renew_after_max: None,
+            handshake_timeout,
+            handshakes_waiting_max: 2,
+        };
         let config = server_config(Arc::clone(&certificate), &settings).unwrap();
         let gate = TlsGate::new(config, 2, handshake_timeout, settings.handshakes_waiting_max);
         let threads = threads();

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use edgehub::settings::{
-    AdminSocket, Durability, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
-    TlsVersions, UpstreamProtocol, known,
+    AdminSocket, Durability, HubProof, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
+    TlsVersions, UpstreamProtocol, WorkloadUri, known,
 };
 use edgehub_routing::OverflowPolicy;
 
@@ -300,20 +300,43 @@ fn identity_comes_from_the_connection_string_or_the_environment() {
     let ids = [("IOTEDGE_DEVICEID", "e"), ("IOTEDGE_IOTHUBHOSTNAME", "h"), ("IOTEDGE_GATEWAYHOSTNAME", "up")];
     let off = ["mqttSettings__enabled", "amqpSettings__enabled", "httpSettings__enabled"]
         .map(|name| (name, "false"));
-    let (settings, notices) = load_bare(None, &[&ids[..], &off].concat(), &[]).unwrap();
+    let workload = [
+        ("IOTEDGE_WORKLOADURI", "unix:///run/w.sock"),
+        ("IOTEDGE_MODULEGENERATIONID", "637"),
+        ("IOTEDGE_APIVERSION", "2021-12-07"),
+        ("EdgeDeviceHostName", "gateway"),
+    ];
+    let of_daemon = [&ids[..], &workload, &[CERTIFICATE]].concat();
+    let (settings, notices) = load_bare(None, &of_daemon, &[]).unwrap();
     assert_eq!(settings.hub.device_id.as_str(), "e");
     assert_eq!(settings.upstream.host.as_str(), "up");
-    assert!(settings.hub.key.is_none() && notices.contains(&Notice::NoUpstreamKey));
+    let HubProof::Workload(found) = &settings.hub.proof else { panic!("{:?}", settings.hub.proof) };
+    assert_eq!(found.uri, WorkloadUri::Unix("/run/w.sock".into()));
+    assert_eq!((&*found.generation_id, &*found.api_version), ("637", "2020-07-07"));
+    // Files are for hubs with a connection string.
+    assert!(settings.certificates.is_none());
+    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 1);
 
-    let (settings, notices) = with_environment(&ids);
+    for (missing, part) in [
+        ("IOTEDGE_WORKLOADURI", "nothing says who the hub is"),
+        ("IOTEDGE_MODULEGENERATIONID", "setting IOTEDGE_MODULEGENERATIONID is missing"),
+        ("EdgeDeviceHostName", "setting EdgeDeviceHostName is missing"),
+    ] {
+        let given: Vec<_> = of_daemon.iter().copied().filter(|(name, _)| *name != missing).collect();
+        let line = load_bare(None, &given, &[]).unwrap_err().to_string();
+        assert!(line.contains(part), "{line}");
+        // A certificate's name is needed only where there is a certificate.
+        let without_tls = load_bare(None, &[&given[..], &off].concat(), &[]);
+        assert_eq!(without_tls.is_ok(), missing == "EdgeDeviceHostName");
+    }
+    let relative = ("IOTEDGE_WORKLOADURI", "run/w.sock");
+    let line = load_bare(None, &[&of_daemon[..2], &of_daemon[4..], &[relative]].concat(), &[]).unwrap_err();
+    assert!(line.to_string().contains("expected unix:///path"), "{line}");
+
+    let (settings, notices) = with_environment(&[&ids[..], &workload].concat());
     assert_eq!((settings.hub.device_id.as_str(), settings.upstream.host.as_str()), ("edge1", "h.example"));
-    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 3);
-
-    let workload = ("IOTEDGE_WORKLOADURI", "unix:///var/run/iotedge/workload.sock");
-    let line =
-        load_bare(None, &[ids[0], ids[1], workload, off[0], off[1], off[2]], &[]).unwrap_err().to_string();
-    assert!(line.contains("does not use the workload API; set IotHubConnectionString"), "{line}");
-    assert!(load_from(None, &[workload], &[]).is_ok());
+    assert!(matches!(settings.hub.proof, HubProof::Key(_)));
+    assert_eq!(notices.iter().filter(|notice| matches!(notice, Notice::Ignored { .. })).count(), 4);
     assert!(matches!(load_bare(None, &off, &[]), Err(SettingsError::NoIdentity)));
 }
 

@@ -75,8 +75,8 @@ class Cloud:
     """The stand-in for the cloud hub."""
 
     def __init__(self, folder: Path, authority: Authority):
-        self._data = folder / "cloud"
-        self._data.mkdir()
+        self.data = folder / "cloud"
+        self.data.mkdir()
         self._log = folder / "cloud.log"
         self._root = authority.root
         self.address = free_address()
@@ -86,7 +86,7 @@ class Cloud:
 
     def create_identity(self, device, module=None, *flags):
         """The identity made; for an edge device that is its hub module."""
-        arguments = ["cloud", "identity", "create", "--data-dir", self._data, "--host-name", CLOUD_HOST]
+        arguments = ["cloud", "identity", "create", "--data-dir", self.data, "--host-name", CLOUD_HOST]
         arguments += ["--device-id", device]
         if module:
             arguments += ["--module-id", module]
@@ -99,7 +99,7 @@ class Cloud:
     def start(self):
         self.process = Process(
             "cloud",
-            ["cloud", "--data-dir", self._data, "--host-name", CLOUD_HOST, "--certificate", self._chain,
+            ["cloud", "--data-dir", self.data, "--host-name", CLOUD_HOST, "--certificate", self._chain,
              "--private-key", self._key, "--amqp-listen", f"{self.address}:{self.amqp_port}",
              "--https-listen", f"{self.address}:{self.https_port}"],
             {}, self._log,

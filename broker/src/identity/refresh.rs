@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -87,7 +88,7 @@ pub struct ScopeRefresher<S> {
     changes: broadcast::Sender<Arc<ScopeChange>>,
     changed: watch::Sender<u64>,
     clock: Clock,
-    trust: ClientTrust,
+    trust: ArcSwap<ClientTrust>,
 }
 
 #[derive(Default)]
@@ -126,7 +127,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             changes: broadcast::channel(CHANGES_MAX).0,
             changed: watch::channel(0).0,
             clock: Arc::new(unix_now_secs),
-            trust: ClientTrust::none(),
+            trust: ArcSwap::from_pointee(ClientTrust::none()),
         }
     }
 
@@ -139,7 +140,13 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     /// Judges the certificates of clients by this bundle.
     #[must_use]
     pub fn with_client_trust(self, trust: ClientTrust) -> Self {
-        Self { trust, ..self }
+        Self { trust: ArcSwap::from_pointee(trust), ..self }
+    }
+
+    /// Judges the certificates of clients by another bundle from now on. Open connections are looked at again.
+    pub fn set_client_trust(&self, trust: ClientTrust) {
+        self.trust.store(Arc::new(trust));
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// The cache.
@@ -315,7 +322,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
 
     /// What the cache says to a login, without asking the upstream.
     pub fn verdict(&self, login: &Login) -> Verdict {
-        verify(login, &self.cache, &self.hosts, &self.trust, self.now_secs())
+        verify(login, &self.cache, &self.hosts, &self.trust.load(), self.now_secs())
     }
 
     /// Asks the upstream for an identity, at most once per delay.

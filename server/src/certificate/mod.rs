@@ -4,6 +4,7 @@
 //! the implicit default panics.
 
 pub mod authority;
+mod trust;
 mod validity;
 
 use std::path::{Path, PathBuf};
@@ -18,18 +19,17 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, InconsistentKeys, RootCertStore, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, InconsistentKeys, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
 };
 
 use crate::settings::{CertificateFiles, TlsSettings, TlsVersions};
 
+pub use trust::UpstreamTrust;
 pub use validity::Validity;
 
 /// Longest PEM file that is read, bytes.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
-/// Sessions that the upstream configuration remembers.
-const UPSTREAM_SESSIONS_MAX: usize = 8;
 
 /// Why certificates cannot be used. No variant holds a key.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,12 @@ pub enum CertificateError {
         /// Reason.
         reason: String,
     },
+    /// A certificate and its key, given as text, do not work.
+    #[error("certificate and key cannot be used: {0}")]
+    Pair(String),
+    /// A trust bundle, given as certificates, does not work.
+    #[error("a certificate of the trust bundle cannot be used: {0}")]
+    Bundle(String),
     /// No certificate at all to judge the upstream by.
     #[error(
         "there is no root certificate to judge the upstream by: the system has none; install the package \
@@ -123,6 +129,23 @@ impl ServerCertificate {
         Ok(())
     }
 
+    /// The certificate, its chain and its key out of PEM texts.
+    ///
+    /// # Errors
+    /// A text holds something else, or the key belongs to another certificate.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, CertificateError> {
+        Ok(Self { current: ArcSwap::from_pointee(key_of_pem(chain_pem, key_pem)?) })
+    }
+
+    /// Puts another certificate in force.
+    ///
+    /// # Errors
+    /// As for [`Self::from_pem`]; the certificate in force stays.
+    pub fn replace(&self, chain_pem: &str, key_pem: &str) -> Result<(), CertificateError> {
+        self.current.store(Arc::new(key_of_pem(chain_pem, key_pem)?));
+        Ok(())
+    }
+
     /// The time in which the certificate is valid, `None` if its form is unusual.
     pub fn validity(&self) -> Option<Validity> {
         Validity::of(self.current.load().cert.first()?)
@@ -144,17 +167,28 @@ pub fn load_certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let text = read(what, path)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(
-        |error: rustls::pki_types::pem::Error| CertificateError::Unusable {
-            what,
-            path: path.into(),
-            reason: format!("it is not valid PEM: {error}"),
-        },
-    )?;
+    let certificates = pem_certificates(&text).map_err(|error| CertificateError::Unusable {
+        what,
+        path: path.into(),
+        reason: format!("it is not valid PEM: {error}"),
+    })?;
     if certificates.is_empty() {
         return Err(CertificateError::NoCertificate { what, path: path.into() });
     }
     Ok(certificates)
+}
+
+/// The certificates of a PEM text, at least one.
+///
+/// # Errors
+/// Why there is none.
+pub fn certificates_of_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = pem_certificates(text).map_err(|error| format!("it is not valid PEM: {error}"))?;
+    if certificates.is_empty() { Err("it holds no certificate".into()) } else { Ok(certificates) }
+}
+
+fn pem_certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
+    CertificateDer::pem_slice_iter(text).collect()
 }
 
 /// The configuration of TLS listeners. A client is asked for a certificate when the settings say so, but
@@ -190,29 +224,22 @@ pub fn server_config(
 pub fn upstream_config<'a>(
     trust_files: impl IntoIterator<Item = &'a Path>,
 ) -> Result<(Arc<ClientConfig>, Vec<String>), CertificateError> {
-    let mut roots = RootCertStore::empty();
-    for path in trust_files {
-        let what = "trust bundle";
-        for certificate in load_certificates(what, path)? {
-            roots.add(certificate).map_err(|error| CertificateError::Unusable {
-                what,
-                path: path.into(),
-                reason: error.to_string(),
-            })?;
-        }
+    let (trust, warnings) = UpstreamTrust::new(load_bundle(trust_files)?)?;
+    Ok((Arc::new(trust).config()?, warnings))
+}
+
+/// The certificates of all the files.
+///
+/// # Errors
+/// A file cannot be read or holds no certificate.
+pub fn load_bundle<'a>(
+    files: impl IntoIterator<Item = &'a Path>,
+) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let mut bundle = Vec::new();
+    for path in files {
+        bundle.extend(load_certificates("trust bundle", path)?);
     }
-    let system = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(system.certs);
-    if roots.is_empty() {
-        return Err(CertificateError::NoRoots);
-    }
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&versions(TlsVersions::default()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.resumption = rustls::client::Resumption::in_memory_sessions(UPSTREAM_SESSIONS_MAX);
-    let warnings = system.errors.iter().map(ToString::to_string).collect();
-    Ok((Arc::new(config), warnings))
+    Ok(bundle)
 }
 
 /// The cryptography provider of the program.
@@ -234,6 +261,14 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, CertificateError> {
         return Err(unreadable(format!("it is longer than {PEM_BYTES_MAX} bytes")));
     }
     std::fs::read(path).map_err(|error| unreadable(error.to_string()))
+}
+
+fn key_of_pem(chain_pem: &str, key_pem: &str) -> Result<CertifiedKey, CertificateError> {
+    let chain = certificates_of_pem(chain_pem.as_bytes()).map_err(CertificateError::Pair)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+        .map_err(|_| CertificateError::Pair("the key's text holds no key".into()))?;
+    // The library's texts describe the form of a key, never its content.
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| CertificateError::Pair(error.to_string()))
 }
 
 fn load_key(files: &CertificateFiles) -> Result<CertifiedKey, CertificateError> {

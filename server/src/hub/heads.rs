@@ -16,6 +16,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 
 use super::identity;
+use crate::api::Api;
 use crate::certificate::server_config;
 use crate::exit::Failure;
 use crate::listen::forwarded::{self, Forwarded};
@@ -35,6 +36,15 @@ pub(super) fn open(
     authenticator: Arc<dyn Authenticator>,
 ) -> Result<(), Failure> {
     let settings = &prepared.settings;
+    let device_id = settings.hub.device_id.as_str();
+    let proxy = identity(device_id, Some(&settings.scope.api_proxy_module_id))?;
+    let api = Api::new(
+        hub.clone(),
+        authenticator.clone(),
+        identity(device_id, None)?,
+        settings.tls.client_certificates.then(|| proxy.clone()),
+        prepared.recorder.clone(),
+    );
     let heads = Arc::new(Heads {
         hub: hub.clone(),
         mqtt: mqtt_limits(settings),
@@ -49,7 +59,8 @@ pub(super) fn open(
         .into_iter()
         .flatten()
         .collect(),
-        proxy: identity(settings.hub.device_id.as_str(), Some(&settings.scope.api_proxy_module_id))?,
+        api: Arc::new(api),
+        proxy,
         authenticator,
     });
     let opening = Opening {
@@ -78,7 +89,7 @@ pub(super) fn open(
         }
         if let Some(address) = settings.listen.https {
             let at = opening.tls("https", address, tls_gate(), &heads, Heads::https)?;
-            info!(address = %at, "HTTPS is open, for WebSockets");
+            info!(address = %at, "HTTPS is open, for WebSockets and direct methods");
         }
     }
     if let Some(address) = settings.listen.mqtt_plain {
@@ -152,6 +163,8 @@ struct Heads {
     amqp: AmqpLimits,
     /// What is spoken in WebSockets: the protocols whose own listeners are on.
     offered: Arc<[SubProtocol]>,
+    /// Plain requests on the HTTPS port.
+    api: Arc<Api>,
     /// The module whose forwarded certificates are believed.
     proxy: Identity,
     authenticator: Arc<dyn Authenticator>,
@@ -181,7 +194,9 @@ impl Heads {
 
     async fn https(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, mut stopping: Stopping) {
         let upgrading = async {
-            let upgraded = https::serve(stream, peer.accepted_at.into_std(), self.offered.clone()).await?;
+            let api = self.api.of_connection(peer.certificates.clone());
+            let accepted_at = peer.accepted_at.into_std();
+            let upgraded = https::serve(stream, accepted_at, self.offered.clone(), api).await?;
             let forwarded = match peer.certificates.is_empty() && self.mqtt.certificate_authentication {
                 true => forwarded::judge(&upgraded.headers, &self.proxy, &*self.authenticator).await,
                 false => Forwarded::Nothing,

@@ -1,9 +1,11 @@
 //! Owns the requests on the HTTPS port: which one becomes a WebSocket and for which protocol, which one is answered.
 //!
-//! A connection speaks HTTP/1.1 until its first upgrade. WebSockets are accepted on any path; plain requests go
-//! through `answer`, the one place that knows paths.
+//! A connection speaks HTTP/1.1 until its first upgrade. WebSockets are accepted on any path; plain requests go to
+//! whoever serves the port, through [`PlainRequests`].
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use edgehub_broker::head::websocket::{WebSocketBytes, accept_key};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{
     CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -33,12 +36,10 @@ const VALUE_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
 /// Time to send a request head, and to stay idle before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest life of a connection that is not upgraded.
-const HTTP_AGE_MAX: Duration = Duration::from_secs(600);
+/// Longest life of a connection that is not upgraded. A method call may take half of it.
+const HTTP_AGE_MAX: Duration = Duration::from_secs(1_200);
 /// The version of RFC 6455.
 const WEBSOCKET_VERSION: &str = "13";
-/// The path that the SDKs use for their WebSockets; others are as good.
-const SDK_PATH: &str = "/$iothub/websocket";
 
 /// A protocol that is carried in WebSockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,15 @@ impl SubProtocol {
             Self::Amqp => "AMQPWSB10",
         }
     }
+}
+
+/// An answer that is being made.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send + 'a>>;
+
+/// Answers the requests of one connection that are no upgrades.
+pub trait PlainRequests: Send + Sync + 'static {
+    /// Answers a request. Given up when its connection ends.
+    fn answer(&self, request: Request<Incoming>) -> Answering<'_>;
 }
 
 /// A WebSocket that was accepted.
@@ -90,15 +100,20 @@ struct Accepted {
 
 /// Answers the requests of a connection until one of them becomes a WebSocket for one of the protocols `offered`;
 /// nothing when the connection ends before that.
-pub async fn serve<S>(stream: S, accepted_at: Instant, offered: Arc<[SubProtocol]>) -> Option<Upgraded<S>>
+pub async fn serve<S>(
+    stream: S,
+    accepted_at: Instant,
+    offered: Arc<[SubProtocol]>,
+    plain: Arc<dyn PlainRequests>,
+) -> Option<Upgraded<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let slot: Arc<Mutex<Option<Accepted>>> = Arc::default();
     let accepted = Arc::clone(&slot);
     let service = service_fn(move |request| {
-        let response = respond(request, &offered, &accepted);
-        async move { Ok::<_, Infallible>(response) }
+        let (offered, accepted, plain) = (offered.clone(), accepted.clone(), plain.clone());
+        async move { Ok::<_, Infallible>(respond(request, &offered, &accepted, &*plain).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -118,13 +133,14 @@ where
     Some(Upgraded { sub_protocol, headers, stream })
 }
 
-fn respond<B>(
-    mut request: Request<B>,
+async fn respond(
+    mut request: Request<Incoming>,
     offered: &[SubProtocol],
     slot: &Mutex<Option<Accepted>>,
+    plain: &dyn PlainRequests,
 ) -> Response<Full<Bytes>> {
     match asked(&request, offered) {
-        Ok(Asked::Plain) => answer(&request),
+        Ok(Asked::Plain) => plain.answer(request).await,
         Ok(Asked::WebSocket { sub_protocol, accept }) => {
             let Ok(accept) = HeaderValue::from_str(&accept) else {
                 return text(StatusCode::BAD_REQUEST, "the key of the upgrade is malformed\n");
@@ -146,18 +162,6 @@ fn respond<B>(
             response.headers_mut().extend(header);
             response
         }
-    }
-}
-
-/// Answers a request that is no upgrade.
-fn answer<B>(request: &Request<B>) -> Response<Full<Bytes>> {
-    match request.uri().path() {
-        SDK_PATH => {
-            let mut response = text(StatusCode::UPGRADE_REQUIRED, "this path is for WebSockets\n");
-            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-            response
-        }
-        _ => text(StatusCode::NOT_FOUND, "there is nothing here\n"),
     }
 }
 
@@ -225,6 +229,15 @@ mod tests {
 
     use super::*;
 
+    /// Has nothing.
+    struct Nothing;
+
+    impl PlainRequests for Nothing {
+        fn answer(&self, _: Request<Incoming>) -> Answering<'_> {
+            Box::pin(std::future::ready(text(StatusCode::NOT_FOUND, "")))
+        }
+    }
+
     const GOOD: &str = "GET /$iothub/websocket?iothub-no-client-cert=true HTTP/1.1\r\nHost: h\r\n\
         Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: AMQPWSB10, MQTT\r\n\r\n";
@@ -236,7 +249,7 @@ mod tests {
 
     async fn ask_of(offered: &[SubProtocol], request: &str) -> (String, Option<SubProtocol>) {
         let (mut near, far) = tokio::io::duplex(65_536);
-        let serving = tokio::spawn(serve(far, Instant::now(), offered.into()));
+        let serving = tokio::spawn(serve(far, Instant::now(), offered.into(), Arc::new(Nothing)));
         near.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -285,7 +298,6 @@ mod tests {
         for (request, status, contains) in [
             ("GET / HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(), 404, ""),
             ("POST /twins/d/methods HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}".to_owned(), 404, ""),
-            ("GET /$iothub/websocket HTTP/1.1\r\nHost: h\r\n\r\n".to_owned(), 426, "upgrade: websocket"),
             (without("Connection"), 400, ""),
             (without("Sec-WebSocket-Key"), 400, ""),
             (without("Sec-WebSocket-Protocol"), 400, ""),
@@ -310,7 +322,8 @@ mod tests {
     async fn a_request_that_does_not_come_is_given_up() {
         for part in ["", "GET / HTTP/1.1\r\nHost: h\r\n"] {
             let (mut near, far) = tokio::io::duplex(1_024);
-            let serving = tokio::spawn(serve(far, Instant::now(), Arc::new([SubProtocol::Mqtt])));
+            let serving =
+                tokio::spawn(serve(far, Instant::now(), Arc::new([SubProtocol::Mqtt]), Arc::new(Nothing)));
             near.write_all(part.as_bytes()).await.unwrap();
             let started = tokio::time::Instant::now();
             assert!(serving.await.unwrap().is_none());

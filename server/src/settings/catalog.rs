@@ -72,8 +72,8 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
     KnownSetting { name, effect: Effect::Ignored(why), own: false, secret: false }
 }
 
-const RENEWAL: &str = "SIGHUP puts renewed certificate files in force, without a restart";
-const NO_WORKLOAD: &str = "this release does not use the workload API";
+const RENEWAL: &str = "the expiry is looked at every minute, and a certificate of the workload API is renewed without a restart";
+const PLAIN_TWINS: &str = "what is stored is not encrypted; use an encrypted file system";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
 const OWN_STORE: &str = "the store sizes itself";
@@ -90,8 +90,8 @@ const KNOWN: &[KnownSetting] = &[
     used("IOTEDGE_GATEWAYHOSTNAME"),
     used("EdgeDeviceHostName"),
     used("IOTEDGE_WORKLOADURI"),
-    ignored("IOTEDGE_MODULEGENERATIONID", NO_WORKLOAD),
-    ignored("IOTEDGE_APIVERSION", NO_WORKLOAD),
+    used("IOTEDGE_MODULEGENERATIONID"),
+    used("IOTEDGE_APIVERSION"),
     ignored("IOTEDGE_AUTHSCHEME", "the reference does not evaluate it either"),
     ignored("IOTEDGE_MANAGEMENTURI", "it belongs to the agent"),
     KnownSetting { name: "IotHubConnectionString", effect: Effect::Used, own: false, secret: true },
@@ -143,11 +143,11 @@ const KNOWN: &[KnownSetting] = &[
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
     used("ApiProxyModuleId"),
-    ignored("ServerCertificateRenewAfterInMs", RENEWAL),
+    used("ServerCertificateRenewAfterInMs"),
     ignored("MaxCheckCertExpiryInMs", RENEWAL),
     // Upstream
     used("UpstreamProtocol"),
-    KnownSetting { name: "https_proxy", effect: Effect::Used, own: false, secret: true },
+    used("https_proxy"),
     used("no_proxy"),
     ignored("IotHubConnectionPoolSize", "one connection carries all identities"),
     ignored("CloudConnectionIdleTimeoutSecs", "links follow their clients"),
@@ -174,7 +174,7 @@ const KNOWN: &[KnownSetting] = &[
     ignored("Storage_LogLevel", "the store reports through RuntimeLogLevel"),
     ignored("CheckEntireQueueOnCleanup", "cleanup always covers the entire queue"),
     ignored("MessageCleanupIntervalSecs", "settled messages give their space back at once"),
-    ignored("EncryptTwinStore", NO_WORKLOAD),
+    ignored("EncryptTwinStore", PLAIN_TWINS),
     // Twins and configuration
     used("configSource"),
     ignored("routes:*", "routes come from the twin or from --manifest"),

@@ -92,15 +92,20 @@ const DESCRIPTIONS: &[Description] = &[
     text("EdgeDeviceHostName", "Name under which clients reach this hub; accepted in token audiences."),
     text(
         "IOTEDGE_WORKLOADURI",
-        "Without `IotHubConnectionString`: the start is refused, because the workload API is not used.",
+        "`unix:///path` or `http://host:port`. Without `IotHubConnectionString` the [workload API](../how-to/workload-api.md) gives certificate, trust bundle and signatures.",
+    ),
+    text("IOTEDGE_MODULEGENERATIONID", "Part of the calls of the workload API, which need it."),
+    text(
+        "IOTEDGE_APIVERSION",
+        "Version of the workload API that the daemon offers; the older of it and `2020-07-07` is spoken.",
     ),
     text(
         "IotHubConnectionString",
-        "`HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..[;GatewayHostName=..]`. The start needs it.",
+        "`HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..[;GatewayHostName=..]`. Goes before all `IOTEDGE_` names; with it certificates come from files.",
     ),
     text(
         "EdgeHubDevServerCertificateFile",
-        "PEM file: server certificate, then its chain. Needed for MQTT over TLS and HTTPS.",
+        "PEM file: server certificate, then its chain. Needed for every TLS listener.",
     ),
     text("EdgeHubDevServerPrivateKeyFile", "PEM file: its private key."),
     text(
@@ -110,7 +115,10 @@ const DESCRIPTIONS: &[Description] = &[
     flag("mqttSettings:enabled", "MQTT over TLS on or off."),
     flag("amqpSettings:enabled", "AMQP over TLS on or off."),
     integer("amqpSettings:port", 0, 65_535, "Port of AMQP over TLS; 0 lets the system choose."),
-    flag("httpSettings:enabled", "HTTPS on or off: MQTT over WebSocket."),
+    flag(
+        "httpSettings:enabled",
+        "HTTPS on or off: MQTT and AMQP over WebSocket, each if its own listener is on.",
+    ),
     integer(
         "httpSettings:port",
         0,
@@ -202,6 +210,12 @@ const DESCRIPTIONS: &[Description] = &[
         "Hosts that are reached without it: names (and all below them), addresses, separated by commas; `*` for all.",
     ),
     integer(
+        "ServerCertificateRenewAfterInMs",
+        1,
+        YEAR_SECS * 1_000,
+        "Milliseconds after which the workload API is asked for another certificate at the latest. Not given: at 80 % of its life.",
+    ),
+    integer(
         "CloudOperationTimeoutSecs",
         1,
         YEAR_SECS,
@@ -265,7 +279,7 @@ const DESCRIPTIONS: &[Description] = &[
         "Of kind `amqp`: the address that messages go to; `{deviceId}` and `{moduleId}` are those of the sender.",
     ),
     integer("upstream:amqp_port", 1, 65_535, "Port of AMQP over TLS."),
-    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities."),
+    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities and `AmqpWs`."),
     text("upstream:trust_file", "PEM file with further roots for the upstream."),
     choice(
         "store:durability",

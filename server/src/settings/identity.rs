@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use base64::Engine as _;
 
 use super::value::Values;
+use super::workload::WorkloadSettings;
 use super::{Notice, SettingsError};
 
 /// Longest device or module id (IoT Hub's identity registry).
@@ -117,6 +118,15 @@ pub enum IdentityFault {
     ModuleId,
 }
 
+/// By what the hub proves itself to the upstream.
+#[derive(Clone, Debug)]
+pub enum HubProof {
+    /// The key of the module `$edgeHub`.
+    Key(SharedKey),
+    /// The security daemon, which has the key.
+    Workload(WorkloadSettings),
+}
+
 /// Who the hub is and how it proves it.
 #[derive(Clone, Debug)]
 pub struct HubIdentity {
@@ -124,8 +134,8 @@ pub struct HubIdentity {
     pub iothub_host: HostName,
     /// The edge device.
     pub device_id: RegistryId,
-    /// Key of the module `$edgeHub`; without one there is no connection to the upstream.
-    pub key: Option<SharedKey>,
+    /// By what it proves itself.
+    pub proof: HubProof,
     /// Name under which clients reach this hub; also accepted in token audiences.
     pub own_host: Option<HostName>,
     /// The parent gateway of a nested hub; it takes the place of the cloud hub as upstream.
@@ -136,7 +146,12 @@ impl HubIdentity {
     pub(super) fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         let own_host = values.host("EdgeDeviceHostName")?;
         if let Some(entry) = values.entry("IotHubConnectionString") {
-            for name in ["IOTEDGE_DEVICEID", "IOTEDGE_IOTHUBHOSTNAME", "IOTEDGE_GATEWAYHOSTNAME"] {
+            for name in [
+                "IOTEDGE_DEVICEID",
+                "IOTEDGE_IOTHUBHOSTNAME",
+                "IOTEDGE_GATEWAYHOSTNAME",
+                "IOTEDGE_WORKLOADURI",
+            ] {
                 if let Some(other) = values.entry(name) {
                     let why = "IotHubConnectionString says who the hub is";
                     let origin = other.origin.clone();
@@ -145,9 +160,6 @@ impl HubIdentity {
             }
             return Self::from_connection_string(entry.text.trim(), own_host)
                 .map_err(|fault| SettingsError::ConnectionString { origin: entry.origin.clone(), fault });
-        }
-        if let Some(entry) = values.entry("IOTEDGE_WORKLOADURI") {
-            return Err(SettingsError::WorkloadApi { origin: entry.origin.clone() });
         }
         if values.text("IOTEDGE_MODULEID") != Some("$edgeHub") {
             return Err(SettingsError::Missing {
@@ -160,11 +172,10 @@ impl HubIdentity {
             device_id: values
                 .optional("IOTEDGE_DEVICEID", "a device id", |text| RegistryId::parse(text).ok())?
                 .ok_or(SettingsError::NoIdentity)?,
-            key: None,
+            proof: HubProof::Workload(WorkloadSettings::read(values)?),
             own_host,
             parent_host: values.host("IOTEDGE_GATEWAYHOSTNAME")?,
         };
-        values.notices.push(Notice::NoUpstreamKey);
         Ok(identity)
     }
 
@@ -190,7 +201,7 @@ impl HubIdentity {
         Ok(Self {
             iothub_host: host.ok_or(IdentityFault::MissingPart("HostName"))?,
             device_id: device.ok_or(IdentityFault::MissingPart("DeviceId"))?,
-            key: Some(key.ok_or(IdentityFault::MissingPart("SharedAccessKey"))?),
+            proof: HubProof::Key(key.ok_or(IdentityFault::MissingPart("SharedAccessKey"))?),
             own_host,
             parent_host: gateway,
         })
@@ -214,7 +225,7 @@ mod tests {
         let identity = HubIdentity::from_connection_string(&text, None).expect("valid");
         assert_eq!(identity.iothub_host.as_str(), "h.example");
         assert_eq!(identity.upstream_host().as_str(), "parent");
-        assert_eq!(identity.key.as_ref().map(SharedKey::expose), Some(&b"secret"[..]));
+        assert!(matches!(&identity.proof, HubProof::Key(key) if key.expose() == b"secret"));
         assert!(!format!("{identity:?}").contains("115"), "the key must not be shown");
     }
 

@@ -24,6 +24,7 @@ mod report;
 pub mod schema;
 pub mod show;
 mod value;
+mod workload;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,11 @@ pub use admin::AdminSocket;
 pub use appsettings::FILE as APPSETTINGS_FILE;
 pub use catalog::{Effect, KnownSetting, known, setting_id};
 pub use describe::{Description, ValueKind};
-pub use identity::{HostName, HubIdentity, IdentityFault, RegistryId, SharedKey};
+pub use identity::{HostName, HubIdentity, HubProof, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
 pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions, UpstreamProtocol};
+pub use workload::{WorkloadSettings, WorkloadUri};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_broker::dial::HttpProxy;
@@ -48,6 +50,9 @@ use value::{Values, parse_plain_listener};
 
 /// Largest bound of the store that can be set: 1 PiB.
 const SPACE_BYTES_MAX: u64 = 1 << 50;
+
+/// Longest time until a certificate is renewed: a year.
+const RENEW_AFTER_MILLIS_MAX: u64 = 366 * 86_400_000;
 
 /// What a listener without TLS may be set to.
 const PLAIN_EXPECTED: &str = "off, a port (bound to loopback), or an address with a port";
@@ -60,7 +65,8 @@ const THREADS_MAX: usize = 256;
 pub struct Settings {
     /// Who the hub is.
     pub hub: HubIdentity,
-    /// Certificate files; present whenever a TLS listener is on.
+    /// Certificate files. A hub with a key has them whenever a TLS listener is on; one without gets its certificate
+    /// from the workload API.
     pub certificates: Option<CertificateFiles>,
     /// TLS of the listeners.
     pub tls: TlsSettings,
@@ -110,6 +116,8 @@ pub struct TlsSettings {
     pub versions: TlsVersions,
     /// Ask clients for a certificate (`ClientCertAuthEnabled`).
     pub client_certificates: bool,
+    /// Longest time until the workload API is asked for another certificate (`ServerCertificateRenewAfterInMs`).
+    pub renew_after_max: Option<Duration>,
     /// Time from accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// Connections whose handshake is not finished, at most.
@@ -327,12 +335,30 @@ impl Settings {
     fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         let hub = HubIdentity::read(values)?;
         let listen = ListenSettings::read(values)?;
-        let certificates = CertificateFiles::read(values, listen.uses_tls())?;
+        let renew_expected = format!("a whole number from 1 to {RENEW_AFTER_MILLIS_MAX}");
+        let certificates = match &hub.proof {
+            HubProof::Key(_) => CertificateFiles::read(values, listen.uses_tls())?,
+            HubProof::Workload(_) => {
+                CertificateFiles::ignore(values);
+                if listen.uses_tls() && hub.own_host.is_none() {
+                    return Err(SettingsError::Missing {
+                        name: "EdgeDeviceHostName".into(),
+                        expected: "the name under which clients reach this hub, for its certificate".into(),
+                    });
+                }
+                None
+            }
+        };
         Ok(Self {
             certificates,
             tls: TlsSettings {
                 versions: values.tls_versions()?,
                 client_certificates: values.flag("ClientCertAuthEnabled")?,
+                renew_after_max: values
+                    .optional("ServerCertificateRenewAfterInMs", &renew_expected, |text| {
+                        text.parse().ok().filter(|millis| (1..=RENEW_AFTER_MILLIS_MAX).contains(millis))
+                    })?
+                    .map(Duration::from_millis),
                 handshake_timeout: values.seconds("listen:handshake_timeout_secs", 1)?,
                 handshakes_waiting_max: values.integer("listen:handshakes_waiting_max", 1..=1_000_000)?,
             },
@@ -368,6 +394,18 @@ impl Settings {
 }
 
 impl CertificateFiles {
+    /// Says that the files have no effect.
+    fn ignore(values: &mut Values<'_>) {
+        for name in
+            ["EdgeHubDevServerCertificateFile", "EdgeHubDevServerPrivateKeyFile", "EdgeHubDevTrustBundleFile"]
+        {
+            if let Some(entry) = values.entry(name) {
+                let why = "without IotHubConnectionString certificates come from the workload API";
+                values.notices.push(Notice::Ignored { name: name.into(), origin: entry.origin.clone(), why });
+            }
+        }
+    }
+
     fn read(values: &Values<'_>, needed: bool) -> Result<Option<Self>, SettingsError> {
         let file = |name| values.text(name).map(PathBuf::from);
         let trust_bundle = file("EdgeHubDevTrustBundleFile");

@@ -52,17 +52,13 @@ pub enum Notice {
     },
     /// The store is in the temporary folder.
     TemporaryStore(PathBuf),
-    /// Nothing that the hub could show to the upstream.
-    NoUpstreamKey,
 }
 
 impl Notice {
     /// Something is probably not as the operator wants it; the others only explain.
     pub fn is_warning(&self) -> bool {
         match self {
-            Self::Unknown { .. } | Self::FellBack { .. } | Self::TemporaryStore(_) | Self::NoUpstreamKey => {
-                true
-            }
+            Self::Unknown { .. } | Self::FellBack { .. } | Self::TemporaryStore(_) => true,
             Self::Ignored { .. } | Self::Mapped { .. } => false,
         }
     }
@@ -91,9 +87,6 @@ impl fmt::Display for Notice {
                 "StorageFolder is not set: messages are kept in {}, which may not survive a restart of the \
                  machine or container; set StorageFolder to a mounted folder",
                 path.display()
-            ),
-            Self::NoUpstreamKey => f.write_str(
-                "no IotHubConnectionString: the hub has no key for its upstream, which this release needs",
             ),
         }
     }
@@ -174,21 +167,11 @@ pub enum SettingsError {
         /// What is wrong; holds nothing of the URL.
         fault: BrokerUrlError,
     },
-    /// Only the workload API is offered as a source of identity.
-    #[error(
-        "setting IOTEDGE_WORKLOADURI ({origin}): this release does not use the workload API; set \
-         IotHubConnectionString to the connection string of the module $edgeHub, and \
-         EdgeHubDevServerCertificateFile, EdgeHubDevServerPrivateKeyFile and EdgeHubDevTrustBundleFile to \
-         PEM files"
-    )]
-    WorkloadApi {
-        /// Where it was given.
-        origin: Origin,
-    },
     /// Nothing says who the hub is.
     #[error(
         "nothing says who the hub is; set IotHubConnectionString \
-         (HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..)"
+         (HostName=..;DeviceId=..;ModuleId=$edgeHub;SharedAccessKey=..), or run it as the agent does, with \
+         IOTEDGE_IOTHUBHOSTNAME, IOTEDGE_DEVICEID, IOTEDGE_MODULEGENERATIONID and IOTEDGE_WORKLOADURI"
     )]
     NoIdentity,
     /// Only versions of TLS that no longer exist are named.

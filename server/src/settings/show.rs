@@ -150,8 +150,7 @@ impl UnknownSetting {
             Notice::Ignored { .. }
             | Notice::Mapped { .. }
             | Notice::FellBack { .. }
-            | Notice::TemporaryStore(_)
-            | Notice::NoUpstreamKey => None,
+            | Notice::TemporaryStore(_) => None,
         }
     }
 }

@@ -216,7 +216,11 @@ fn way_up(settings: &UpstreamSettings) -> WayUp {
     if let Some(broker) = &settings.broker {
         let url = &broker.url;
         if !url.tls {
-            warn!(host = url.host, "Messages and the password go up in clear text; use amqps://");
+            warn!(
+                code = "EH5013",
+                host = url.host,
+                "Messages and the password go up in clear text; use amqps://"
+            );
         }
         let plain = PlainAmqp { sasl: url.sasl.clone(), address: broker.address.clone() };
         return WayUp {

@@ -328,7 +328,7 @@ fn reload_certificates(prepared: &Prepared, trust: &Trust) {
     if files.trust_bundle.is_some()
         && let Err(error) = load_bundle(files.trust_bundle.as_deref()).and_then(|bundle| trust.take(bundle))
     {
-        warn!("{error}; the trust bundle before stays in force");
+        warn!(code = "EH1016", "{error}; the trust bundle before stays in force");
     }
     match certificate.reload(files) {
         Ok(()) => {

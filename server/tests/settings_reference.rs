@@ -25,6 +25,8 @@ fn base() -> Vec<(String, String)> {
         ("EdgeHubDevServerCertificateFile", "/c/server.pem".into()),
         ("EdgeHubDevServerPrivateKeyFile", "/c/server.key".into()),
         ("StorageFolder", "/x".into()),
+        ("EDGEHUB_UPSTREAM__URL", "amqps://broker".into()),
+        ("EDGEHUB_UPSTREAM__ADDRESS", "telemetry".into()),
     ]
     .map(|(name, text)| (name.to_owned(), text))
     .to_vec()

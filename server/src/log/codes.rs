@@ -57,6 +57,32 @@ const CODES: &[Code] = &[
         "AMQP is open without TLS",
         "switch it off with listen.amqp_plain = \"off\", unless it is wanted",
     ),
+    code(
+        "EH1011",
+        "the workload API does not answer; the start waits for it",
+        "start the security daemon, or look at IOTEDGE_WORKLOADURI",
+    ),
+    code(
+        "EH1012",
+        "the certificate of the workload API is not valid now",
+        "correct the clock, or the daemon's certificates",
+    ),
+    code(
+        "EH1013",
+        "the trust bundle of the workload API cannot be had; the one before stays",
+        "look at the security daemon",
+    ),
+    code(
+        "EH1014",
+        "the server certificate is not renewed; the one before stays",
+        "look at the security daemon",
+    ),
+    code(
+        "EH1015",
+        "the server certificate has expired and is not renewed",
+        "look at the security daemon; send SIGHUP to try at once",
+    ),
+    code("EH1016", "a changed trust bundle cannot be used", "correct the file and send SIGHUP again"),
     code("EH1101", "the pages cannot accept a connection", "look at open files and memory of the machine"),
     code(
         "EH1201",
@@ -204,7 +230,6 @@ const CODES: &[Code] = &[
     code("EH4014", "reported properties that wait for the upstream cannot be read", "look at the disk"),
     code("EH4015", "a twin cannot be read while its links are made", "look at the disk"),
     code("EH4016", "a twin cannot be read for its client", "look at the disk"),
-    code("EH4017", "the twin that the upstream sent cannot be read", "look at the twin in the cloud"),
     code("EH4018", "a twin cannot be read beside that of the upstream", "look at the disk"),
     code(
         "EH4019",
@@ -215,11 +240,6 @@ const CODES: &[Code] = &[
     code("EH4021", "reported properties are not stored and not acknowledged", "look at the disk"),
     code("EH4022", "a twin cannot be read to report it", "look at the disk"),
     code("EH4023", "a twin cannot be read after it was reported", "look at the disk"),
-    code(
-        "EH4024",
-        "the upstream refuses reported properties; they are sent again",
-        "look at the reason, often their size",
-    ),
     code("EH4025", "a twin is kept in memory only for now", "look at the disk"),
     code("EH4026", "an answer for a client was dropped because it does not read", "look at the client"),
     code("EH4027", "the stored configuration cannot be read; the upstream is asked", "connect the upstream"),
@@ -268,6 +288,11 @@ const CODES: &[Code] = &[
         "EH5012",
         "the upstream ended the session of an identity; it is made anew",
         "look at the reason, often the registry",
+    ),
+    code(
+        "EH5013",
+        "messages and the password of a broker go up in clear text",
+        "use amqps:// in upstream.url",
     ),
     code(
         "EH6001",
@@ -338,6 +363,11 @@ const CODES: &[Code] = &[
         "EH7014",
         "the registry is not read again before a service call",
         "look at the data folder of the stand-in",
+    ),
+    code(
+        "EH7015",
+        "the stand-in for the security daemon cannot accept a connection",
+        "look at open files and memory of the machine",
     ),
 ];
 

@@ -95,7 +95,7 @@ impl Keeper {
                     Err(error) => Err(error.to_string()),
                 };
                 if let Err(reason) = taken {
-                    warn!("{reason}; the trust bundle before stays in force");
+                    warn!(code = "EH1013", "{reason}; the trust bundle before stays in force");
                 }
                 due.bundle = OffsetDateTime::now_utc() + BUNDLE_INTERVAL;
             }
@@ -133,9 +133,9 @@ impl Due {
 fn warn_of(certificate: &ServerCertificate, reason: &str) {
     let validity = certificate.validity();
     if validity.is_some_and(|validity| validity.not_after < OffsetDateTime::now_utc()) {
-        error!("{reason}; the server certificate has expired, and clients refuse it");
+        error!(code = "EH1015", "{reason}; the server certificate has expired, and clients refuse it");
     } else {
-        warn!("{reason}; the certificate before stays in force");
+        warn!(code = "EH1014", "{reason}; the certificate before stays in force");
     }
 }
 

@@ -34,7 +34,7 @@ pub async fn provision(
         match once(client, common_name).await {
             Ok(provisioned) => return provisioned,
             Err(reason) => {
-                warn!("{reason}");
+                warn!(code = "EH1011", "{reason}");
                 told(reason);
                 tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 10.0)).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -59,7 +59,7 @@ async fn certificate(client: &WorkloadClient, common_name: &str) -> Result<Serve
         .map_err(|error| format!("the workload API issues a certificate that is not usable: {error}"))?;
     if let Some(validity) = certificate.validity() {
         match validity.warning(OffsetDateTime::now_utc()) {
-            Some(text) => warn!("{text}"),
+            Some(text) => warn!(code = "EH1012", "{text}"),
             None => info!("the server certificate expires at {}", validity.not_after),
         }
     }

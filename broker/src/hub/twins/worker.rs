@@ -160,7 +160,7 @@ impl Worker {
         if (load || report || compare)
             && let Err(error) = self.load().await
         {
-            tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+            tracing::error!(code = "EH4015", client = %self.identity, %error, "The twin cannot be read from the store");
         }
         let now = Instant::now();
         if report || compare {
@@ -247,7 +247,7 @@ impl Worker {
     /// Keeps a record; when the store does not, it holds until the worker ends, and the upstream is asked again.
     async fn keep(&mut self, record: TwinRecord) {
         if let Err(error) = self.save(record.clone()).await {
-            tracing::error!(client = %self.identity, %error, "The twin cannot be stored");
+            tracing::error!(code = "EH4025", client = %self.identity, %error, "The twin cannot be stored");
             self.hold(&record);
             self.record = Some(record);
         }
@@ -318,7 +318,7 @@ impl Worker {
     async fn send(&mut self, mailbox: Mailbox, command: Command) {
         let sent = timeout(Duration::from_secs(MAILBOX_SECS), mailbox.send(command)).await;
         if sent.is_err() {
-            tracing::warn!(client = %self.identity, "The client takes no answers; one is dropped");
+            tracing::warn!(code = "EH4026", client = %self.identity, "The client takes no answers; one is dropped");
         }
     }
 

@@ -115,7 +115,7 @@ async fn accept(listener: UnixListener, daemon: Arc<Daemon>) {
                 });
             }
             Err(error) => {
-                warn!(%error, "The socket cannot accept a connection");
+                warn!(code = "EH7015", %error, "The socket cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -57,7 +57,7 @@ impl Worker {
         let pending = match self.load().await {
             Ok(record) => record.pending.clone(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4016", client = %self.identity, %error, "The twin cannot be read from the store");
                 for (asker, _) in std::mem::take(&mut self.readers) {
                     self.answer(asker, Err(TwinError::Failed(error.to_string()))).await;
                 }
@@ -128,7 +128,7 @@ impl Worker {
         let mut record = match self.load().await {
             Ok(record) => record.clone(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4018", client = %self.identity, %error, "The twin cannot be read from the store");
                 TwinRecord::default()
             }
         };
@@ -161,7 +161,7 @@ impl Worker {
             Ok(changes) => changes,
             Err(error) => {
                 tracing::warn!(
-                    client = %self.identity, %error,
+                    code = "EH4019", client = %self.identity, %error,
                     "A change of desired properties cannot be read; the whole twin is read instead"
                 );
                 self.compare_at = Some(Instant::now());
@@ -171,7 +171,7 @@ impl Worker {
         let record = match self.load().await {
             Ok(record) => record,
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4020", client = %self.identity, %error, "The twin cannot be read from the store");
                 self.compare_at = Some(Instant::now());
                 return;
             }

@@ -68,7 +68,7 @@ impl Worker {
                 Ok(TwinReply::Patched { version: None })
             }
             Err(reason) => {
-                tracing::error!(client = %self.identity, reason, "Reported properties cannot be kept");
+                tracing::error!(code = "EH4021", client = %self.identity, reason, "Reported properties cannot be kept");
                 Err(TwinError::Failed(reason))
             }
         };
@@ -117,7 +117,7 @@ impl Worker {
         let updates: Vec<Bytes> = match self.load().await {
             Ok(record) => record.pending.updates().map(text).collect(),
             Err(error) => {
-                tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                tracing::error!(code = "EH4022", client = %self.identity, %error, "The twin cannot be read from the store");
                 self.report_at = Some(Instant::now() + self.backoff.fail());
                 return;
             }
@@ -171,7 +171,7 @@ impl Worker {
                 let mut record = match self.load().await {
                     Ok(record) => record.clone(),
                     Err(error) => {
-                        tracing::error!(client = %self.identity, %error, "The twin cannot be read from the store");
+                        tracing::error!(code = "EH4023", client = %self.identity, %error, "The twin cannot be read from the store");
                         self.report_at = Some(Instant::now() + self.backoff.fail());
                         return;
                     }

@@ -144,7 +144,7 @@ async fn the_hub_has_methods_of_its_own() {
     hub.serve_method("Echo", |payload| async move { MethodAnswer { status: 200, payload } });
     let answer = soon(cloud.call("edge1/$edgeHub", "Echo", "[1]").await).await.unwrap();
     assert_eq!(answer, MethodAnswer { status: 200, payload: "[1]".into() });
-    assert_eq!(soon(cloud.call("edge1/$edgeHub", "Nothing", "null").await).await.unwrap().status, 501);
+    assert_eq!(soon(cloud.call("edge1/$edgeHub", "Nothing", "null").await).await.unwrap().status, 404);
 }
 
 async fn device(hub: &Hub, identity: &str) -> Module {

@@ -372,7 +372,7 @@ mod tests {
         let message = Message::new(Arc::new(sender), properties, Bytes::from_static(b"body"));
         let mut bytes = BytesMut::new();
         encode(&message).iter().for_each(|piece| bytes.extend_from_slice(piece));
-        assert_eq!(bytes[..8], [0x00, 0x53, 0x70, 0xc0, 0x02, 0x01, 0x41, 0x00], "header: durable");
+        assert_eq!(bytes[..13], *b"\x00\x53\x70\xd0\0\0\0\x05\0\0\0\x01\x41", "header: durable");
         let read = &parse_batch(0, &bytes.freeze()).unwrap()[0];
         let annotation = |name| read.annotation(name).unwrap().and_then(|value| value.as_text().cloned());
         assert_eq!(annotation("iothub-connection-device-id"), Some("e1".into()));

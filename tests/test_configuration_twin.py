@@ -62,7 +62,7 @@ class TwinSite(Site):
         return in_force and in_force["routes"]
 
     def _twin(self, verb, *arguments):
-        where = ["--data-dir", self.cloud._data, "--device-id", EDGE, "--module-id", "$edgeHub"]
+        where = ["--data-dir", self.cloud.data, "--device-id", EDGE, "--module-id", "$edgeHub"]
         done = process.run(["cloud", "twin", verb, *where, *arguments])
         assert done.returncode == 0, (verb, done.stdout, done.stderr)
         return done.stdout

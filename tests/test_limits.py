@@ -11,8 +11,7 @@ PACKET_BYTES_MAX = 262_144
 
 def added_bytes(identity):
     """Names and values that the hub adds and that count against the limit."""
-    interface = "internal" if identity.module else "downstream"
-    size = len("edgeMessageId") + 36 + len("edgeHubOriginInterface") + len(interface)
+    size = len("edgeMessageId") + 36 + len("edgeHubOriginInterface") + len("internal")  # wherever it entered
     size += len("connectionDeviceId") + len(identity.device)
     if identity.module:
         size += len("connectionModuleId") + len(identity.module)

@@ -42,7 +42,7 @@ def manager(site, monkeypatch):
     """The Python service SDK; it trusts the test's authority."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(site.authority.root))
     monkeypatch.setattr(certifi, "where", lambda: str(site.authority.root))
-    where = ["--data-dir", site.cloud._data, "--host-name", site.cloud.address]
+    where = ["--data-dir", site.cloud.data, "--host-name", site.cloud.address]
     done = process.run(["cloud", "connection-string", *where])
     assert done.returncode == 0, done.stderr
     return IoTHubRegistryManager.from_connection_string(done.stdout.strip())

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use edgehub_routing::{Candidates, Decision, MessageSource, SystemProperty as Known};
-use edgehub_storage::{AppendRequest, Commit, Record, Store, StoreError, Target};
+use edgehub_storage::{AppendRequest, Commit, Line, Record, Store, StoreError, Target};
 use metrics::{Counter, Histogram, counter, histogram};
 use smallvec::SmallVec;
 
@@ -57,6 +57,7 @@ pub struct Publisher {
     routing: arc_swap::Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     store: Store,
     taps: Arc<Taps>,
+    line: Option<Line>,
     id: Arc<str>,
     decision: Decision,
     outputs: Vec<Output>,
@@ -142,6 +143,7 @@ impl Dispatch {
             routing: arc_swap::Cache::new(self.routing.clone()),
             store: self.store.clone(),
             taps: self.taps.clone(),
+            line: None,
             decision: Decision::default(),
             outputs: Vec::new(),
             generation: 0,
@@ -173,13 +175,24 @@ pub fn check(message: &Message) -> Result<(), PublishError> {
 }
 
 impl Publisher {
+    /// Lets nothing overtake what was refused: after a request that failed, all further ones fail too. For a connection
+    /// that ends with the first message that is not stored, as one of MQTT does.
+    pub fn in_line(mut self) -> Self {
+        self.line = Some(Line::default());
+        self
+    }
+
     /// Decides and puts in line all of these messages. Waits while the store has no room for another request.
     ///
     /// # Errors
     /// When the store is closed or refuses the request.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<Published, PublishError> {
         let (request, references) = self.decide(messages);
-        match self.store.submit(request).await {
+        let submitted = match &self.line {
+            Some(line) => self.store.submit_in(line, request).await,
+            None => self.store.submit(request).await,
+        };
+        match submitted {
             Ok(commit) => Ok(Published { commit, from: self.id.clone(), references }),
             Err(error) => {
                 refused(&error, &self.id, &references);
@@ -302,7 +315,7 @@ fn refused(error: &StoreError, from: &str, references: &References) {
 impl From<StoreError> for PublishError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Full { .. } => PublishError::Full(error.to_string()),
+            StoreError::Full { .. } | StoreError::Behind => PublishError::Full(error.to_string()),
             other => PublishError::Store(other.to_string()),
         }
     }

@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backend::{
     Backend, CallId, CloseReason, Command, Feature, HeadDrop, Login, LoginError, Mailbox, MethodAnswer,
-    PublishError, TwinError, TwinRequest,
+    Protocol, PublishError, TwinError, TwinRequest,
 };
 use crate::configuration::ClientRoll;
 use crate::delivery::{Consumer, Losses, ModulePump, ModulePumpOptions, Presence};
@@ -422,6 +422,11 @@ impl Hub {
         };
         let sender = Arc::new(Sender { identity, origin, model_id: login.model_id });
         let publisher = inner.dispatch.publisher(&sender);
+        let publisher = match login.protocol {
+            Protocol::Mqtt => publisher.in_line(),
+            // Each transfer has its own answer, and the link goes on after a refusal.
+            Protocol::Amqp => publisher,
+        };
         Ok(HubClient { hub: self.clone(), connection, sender, publisher, mailbox, inputs: false })
     }
 

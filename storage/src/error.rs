@@ -119,6 +119,9 @@ pub enum StoreError {
         /// Why.
         reason: SpaceReason,
     },
+    /// An earlier request of the same line failed; this one must not overtake it.
+    #[error("a request before it was refused; repeat both, in their order")]
+    Behind,
     /// Reading or writing failed. The store goes on; the request may be repeated.
     #[error("the storage failed ({reason}); check the disk and the system's log")]
     Io {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -38,13 +38,44 @@ pub(crate) enum Work {
     Barrier,
 }
 
+/// Appends that keep their order also when one of them fails: after that, all further ones of the line are refused
+/// with [`StoreError::Behind`]. For a sender whose messages come again from the first that was not acknowledged.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    broken: Arc<AtomicBool>,
+}
+
+/// Who waits for work, and the line that it belongs to.
+#[derive(Debug)]
+pub(crate) struct Done {
+    sender: oneshot::Sender<Result<(), StoreError>>,
+    line: Option<Line>,
+}
+
+impl Done {
+    /// Whether an earlier request of the line has failed.
+    pub(crate) fn is_behind(&self) -> bool {
+        // Only the writer's thread reads and writes it.
+        self.line.as_ref().is_some_and(|line| line.broken.load(Ordering::Relaxed))
+    }
+
+    /// Answers; a failure ends the line.
+    pub(crate) fn send(self, result: Result<(), StoreError>) {
+        if let (Err(_), Some(line)) = (&result, &self.line) {
+            line.broken.store(true, Ordering::Relaxed);
+        }
+        // Who does not wait any more needs no answer.
+        let _ = self.sender.send(result);
+    }
+}
+
 /// Work, its size, and who waits for it.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) work: Work,
     bytes: usize,
     permits: u32,
-    pub(crate) done: oneshot::Sender<Result<(), StoreError>>,
+    pub(crate) done: Done,
 }
 
 /// What the writer does next.
@@ -88,10 +119,12 @@ impl Intake {
         &self,
         work: Work,
         bytes: usize,
+        line: Option<Line>,
     ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
         let permits = u32::try_from(1 + bytes / PERMIT_BYTES).unwrap_or(u32::MAX).min(PERMITS_MAX);
         let permit = self.permits.acquire_many(permits).await.map_err(|_| StoreError::Closed)?;
-        let (done, commit) = oneshot::channel();
+        let (sender, commit) = oneshot::channel();
+        let done = Done { sender, line };
         let mut state = self.state.lock();
         if state.closing {
             return Err(StoreError::Closed);
@@ -145,7 +178,7 @@ impl Intake {
         drop(state);
         drop(settled);
         for request in requests {
-            let _ = request.done.send(Err(StoreError::Closed));
+            request.done.send(Err(StoreError::Closed));
         }
     }
 

@@ -107,7 +107,7 @@ impl KeyedState {
         if bytes > crate::REQUEST_MAX_BYTES {
             return Err(StoreError::TooLarge { length_bytes: bytes, max_bytes: crate::REQUEST_MAX_BYTES });
         }
-        let done = self.intake.submit(Work::Keyed(full), bytes).await?;
+        let done = self.intake.submit(Work::Keyed(full), bytes, None).await?;
         done.await.unwrap_or(Err(StoreError::Closed))
     }
 

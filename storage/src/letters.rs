@@ -194,7 +194,7 @@ impl DeadLetters {
         }
         let count = Arc::new(AtomicU64::new(0));
         let work = Work::Redrive(letters, Arc::clone(&count));
-        let done = self.intake.submit(work, bytes).await?;
+        let done = self.intake.submit(work, bytes, None).await?;
         done.await.unwrap_or(Err(StoreError::Closed))?;
         Ok(count.load(Ordering::SeqCst))
     }
@@ -208,7 +208,7 @@ impl DeadLetters {
         check_count(ids)?;
         let work = LetterWork { ids: ids.iter().map(|id| id.get()).collect(), ..LetterWork::default() };
         let count = Arc::clone(&work.done);
-        let done = self.intake.submit(Work::Discard(work), 0).await?;
+        let done = self.intake.submit(Work::Discard(work), 0, None).await?;
         done.await.unwrap_or(Err(StoreError::Closed))?;
         Ok(count.load(Ordering::SeqCst))
     }

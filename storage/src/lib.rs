@@ -139,6 +139,7 @@ pub use cursor::SETTLE_WINDOW_MAX;
 pub use damage::{DAMAGE_LISTED_MAX, Damage, DamageKind, LOST_LISTED_MAX, Lost, LostEntries};
 pub use error::{OpenError, StoreError};
 pub use inspect::{QueueStat, StoreReader, StoreStat, TableStat, repair};
+pub use intake::Line;
 pub use keeper::EXPIRY_LAG_MAX_MS;
 pub use keyed::{KEY_MAX_BYTES, KeyedChange, KeyedState, Table};
 pub use ledger::{DropReason, HubLedger, Ledger, Outcome, Settlement};

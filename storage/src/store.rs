@@ -15,7 +15,7 @@ use crate::damage::{Damage, DamageKind, DamageLog};
 use crate::directory;
 use crate::engine::{self, DiskBudget, Engine};
 use crate::error::{OpenError, StoreError};
-use crate::intake::{Intake, Work};
+use crate::intake::{Intake, Line, Work};
 use crate::keeper::Keeper;
 use crate::keyed::{KeyedState, Table};
 use crate::ledger::HubLedger;
@@ -210,6 +210,19 @@ impl Store {
     /// When a target is unknown, the request is too large, or the store is closed. A failing write is reported
     /// by the [`Commit`].
     pub async fn submit(&self, request: AppendRequest) -> Result<Commit, StoreError> {
+        self.submit_as(request, None).await
+    }
+
+    /// The same for a request of a line: when one of its requests fails, all that follow it fail as well, so that nothing
+    /// overtakes what was refused.
+    ///
+    /// # Errors
+    /// Those of [`Store::submit`]; a request behind one that failed is answered with [`StoreError::Behind`].
+    pub async fn submit_in(&self, line: &Line, request: AppendRequest) -> Result<Commit, StoreError> {
+        self.submit_as(request, Some(line.clone())).await
+    }
+
+    async fn submit_as(&self, request: AppendRequest, line: Option<Line>) -> Result<Commit, StoreError> {
         let count = self.inner.registry.count();
         let mut bytes = 0;
         for record in &request.records {
@@ -221,7 +234,7 @@ impl Store {
         if bytes > REQUEST_MAX_BYTES {
             return Err(StoreError::TooLarge { length_bytes: bytes, max_bytes: REQUEST_MAX_BYTES });
         }
-        let done = self.inner.intake.submit(Work::Append(request), bytes).await?;
+        let done = self.inner.intake.submit(Work::Append(request), bytes, line).await?;
         Ok(Commit { done })
     }
 
@@ -230,7 +243,7 @@ impl Store {
     /// # Errors
     /// When the write failed, or the store is closed.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        let done = self.inner.intake.submit(Work::Barrier, 0).await?;
+        let done = self.inner.intake.submit(Work::Barrier, 0, None).await?;
         done.await.unwrap_or(Err(StoreError::Closed))
     }
 

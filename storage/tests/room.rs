@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgehub_storage::{
-    AppendRequest, Backend, DropReason, Durability, Offset, Outcome, Overflow, Queue, ReadLimit, Record,
-    Settlement, SpaceReason, Store, StoreError, StoreLimits, StoreOptions, Table, Target, Ttl,
+    AppendRequest, Backend, DropReason, Durability, Line, Offset, Outcome, Overflow, Queue, ReadLimit,
+    Record, Settlement, SpaceReason, Store, StoreError, StoreLimits, StoreOptions, Table, Target, Ttl,
 };
 
 const ALL: ReadLimit = ReadLimit { count: usize::MAX, bytes: usize::MAX };
@@ -196,6 +196,39 @@ async fn the_oldest_make_room_where_the_policy_says_so() {
             append(&store, request(&mut rng, 40, &targets)).await.unwrap();
             assert_eq!(store.hub_ledger().gap(), 0);
         }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_line_overtakes_what_was_refused() {
+    let mut rng = fastrand::Rng::with_seed(8);
+    let folder = tempfile::tempdir().unwrap();
+    for options in stores(&folder) {
+        let store = Store::open(StoreOptions { limits: limits(), ..options }).unwrap();
+        let queue = store.queue("q").unwrap();
+        let targets = [target(&queue, Overflow::RejectNew)];
+        let (line, other) = (Line::default(), Line::default());
+        // Together, so that the writer may find them in one group.
+        let huge = AppendRequest {
+            records: vec![Record {
+                bytes: noise(&mut rng, 40 << 20),
+                targets: targets.into_iter().collect(),
+            }],
+            unrouted: 0,
+        };
+        let first = store.submit_in(&line, request(&mut rng, 1, &targets)).await.unwrap();
+        let refused = store.submit_in(&line, huge).await.unwrap();
+        let behind = store.submit_in(&line, request(&mut rng, 1, &targets)).await.unwrap();
+        let of_other = store.submit_in(&other, request(&mut rng, 1, &targets)).await.unwrap();
+        let alone = store.submit(request(&mut rng, 1, &targets)).await.unwrap();
+        assert_eq!(first.await, Ok(()));
+        assert_eq!(refused.await, Err(FULL));
+        assert_eq!(behind.await, Err(StoreError::Behind));
+        assert_eq!((of_other.await, alone.await), (Ok(()), Ok(())));
+        // There is room, and still nothing of the line is taken.
+        let later = store.submit_in(&line, request(&mut rng, 1, &targets)).await.unwrap();
+        assert_eq!(later.await, Err(StoreError::Behind));
+        assert_eq!(queue.ledger().accepted(), 3);
     }
 }
 

@@ -17,7 +17,7 @@ class ServiceCloud:
     """A stand-in whose host name is its address, so that SDKs find it without a name server."""
 
     def __init__(self, folder):
-        self._data = folder / "cloud"
+        self.data = folder / "cloud"
         self._log = folder / "cloud.log"
         self.authority = Authority(folder)
         self.address = _free_address()
@@ -33,7 +33,7 @@ class ServiceCloud:
         return self.authority.root_pem.decode()
 
     def start(self):
-        arguments = ["cloud", "--data-dir", self._data, "--host-name", self.address, "--certificate", self._chain]
+        arguments = ["cloud", "--data-dir", self.data, "--host-name", self.address, "--certificate", self._chain]
         arguments += ["--private-key", self._key, "--amqp-listen", f"{self.address}:{AMQP_PORT}"]
         arguments += ["--https-listen", f"{self.address}:{HTTPS_PORT}", "--mqtt-listen", f"{self.address}:{MQTT_PORT}"]
         self.process = Process("cloud", [*arguments, "--log-level", "debug"], {}, self._log)
@@ -53,7 +53,7 @@ class ServiceCloud:
 
     def run(self, *arguments, code=0):
         """Runs a verb of `edgehub cloud` on the stand-in's folder; returns what it prints."""
-        done = process.run(["cloud", *arguments, "--data-dir", self._data])
+        done = process.run(["cloud", *arguments, "--data-dir", self.data])
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout if code == 0 else done.stderr
 

@@ -31,6 +31,12 @@ type Giver = (Arc<QueueShared>, Overflow);
 impl Writer {
     /// Answers the requests that find no room, and returns the others.
     pub(super) fn admit(&mut self, mut requests: Vec<Request>) -> Vec<Request> {
+        if requests.iter().any(|request| request.done.is_behind()) {
+            let (behind, others): (Vec<_>, Vec<_>) =
+                requests.into_iter().partition(|request| request.done.is_behind());
+            behind.into_iter().for_each(|request| request.done.send(Err(StoreError::Behind)));
+            requests = others;
+        }
         let needed_bytes: u64 = requests.iter().map(|request| needed(&request.work)).sum();
         if needed_bytes <= self.gauge.room().0 {
             return requests;
@@ -38,6 +44,10 @@ impl Writer {
         let mut admitted_bytes = 0;
         let mut admitted = Vec::with_capacity(requests.len());
         for request in requests.drain(..) {
+            if request.done.is_behind() {
+                request.done.send(Err(StoreError::Behind));
+                continue;
+            }
             let bytes = needed(&request.work);
             let verdict = match bytes {
                 0 => Ok(()),
@@ -50,7 +60,7 @@ impl Writer {
                 }
                 Err(reason) => {
                     self.gauge.refused(reason);
-                    let _ = request.done.send(Err(StoreError::Full { reason }));
+                    request.done.send(Err(StoreError::Full { reason }));
                 }
             }
         }

@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
 use super::Writer;
 use super::stage::Draft;
 use crate::engine::Family;
 use crate::error::StoreError;
+use crate::intake::Done;
 use crate::keyed::Change;
 
 /// Keyed changes wait at most this long for room; then they are refused.
@@ -22,11 +22,11 @@ const WAITING_BYTES_MAX: usize = 16 << 20;
 pub(super) struct KeyedWork {
     changes: Vec<Change>,
     since: Instant,
-    done: oneshot::Sender<Result<(), StoreError>>,
+    done: Done,
 }
 
 impl KeyedWork {
-    pub(super) fn new(changes: Vec<Change>, done: oneshot::Sender<Result<(), StoreError>>) -> Self {
+    pub(super) fn new(changes: Vec<Change>, done: Done) -> Self {
         Self { changes, since: Instant::now(), done }
     }
 

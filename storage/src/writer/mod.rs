@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use tokio::sync::oneshot;
 
 use crate::clock::{Clock, ClockRow};
 use crate::engine::Engine;
 use crate::error::StoreError;
-use crate::intake::{Group, Intake, Request, Work};
+use crate::intake::{Done, Group, Intake, Request, Work};
 use crate::options::{Durability, INTERVAL_MAX_MS};
 use crate::queue::QueueShared;
 use crate::registry::Registry;
@@ -32,7 +31,7 @@ const TICK: Duration = if cfg!(test) { Duration::from_millis(50) } else { Durati
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(1) };
 
 /// Who waits for a write.
-type Waiting = Vec<oneshot::Sender<Result<(), StoreError>>>;
+type Waiting = Vec<Done>;
 
 /// The writer's own view of a queue.
 #[derive(Debug)]
@@ -380,8 +379,7 @@ impl Writer {
             return;
         }
         for done in waiting {
-            // Who does not wait any more needs no answer.
-            let _ = done.send(result.clone());
+            done.send(result.clone());
         }
     }
 
@@ -395,7 +393,7 @@ impl Writer {
             tracing::error!(code = "EH6020", %error, requests = self.held.len(), "a sync of the store failed");
         }
         for done in self.held.drain(..) {
-            let _ = done.send(result.clone());
+            done.send(result.clone());
         }
     }
 }

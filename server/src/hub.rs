@@ -16,6 +16,7 @@ use edgehub_broker::identity::{
     Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
     ScopeRefresher, Signer, SymmetricKey, TokenSource,
 };
+use edgehub_broker::twin::TwinCipher;
 use edgehub_broker::upstream::plain::PlainAmqp;
 use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
@@ -30,7 +31,7 @@ use crate::pages::Pages;
 use crate::run::Prepared;
 use crate::settings::{self, HubProof, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
 use crate::stop;
-use crate::workload::{Keeper, WorkloadClient};
+use crate::workload::{Keeper, WorkloadCipher, WorkloadClient};
 
 pub use configuration::Source;
 pub use trust::Trust;
@@ -119,6 +120,7 @@ impl RunningHub {
             control: ControlOptions {
                 reported_pause: settings.configuration.report_pause,
                 twin_sync_period_min: settings.configuration.twin_sync_period_min,
+                twin_cipher: twin_cipher(prepared),
                 ..ControlOptions::default()
             },
             overflow: settings.store.overflow,
@@ -294,6 +296,23 @@ fn signer(settings: &Settings) -> Result<Arc<dyn Signer>, Failure> {
             }),
         },
         HubProof::Workload(workload) => Ok(Arc::new(WorkloadClient::new(workload.clone()))),
+    }
+}
+
+/// Who seals stored twins. With a workload API there is always one: what was sealed before stays readable.
+fn twin_cipher(prepared: &Prepared) -> Option<Arc<dyn TwinCipher>> {
+    let wanted = prepared.settings.configuration.encrypts_twins;
+    match prepared.workload() {
+        Some(client) => Some(Arc::new(WorkloadCipher::new(client, wanted.unwrap_or(true)))),
+        None => {
+            if wanted == Some(true) {
+                warn!(
+                    code = "EH1017",
+                    "EncryptTwinStore needs the workload API, which this hub does not have; twins are stored plain"
+                );
+            }
+            None
+        }
     }
 }
 

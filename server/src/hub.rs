@@ -127,7 +127,7 @@ impl RunningHub {
             limits: limits(settings),
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
-        control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
+        control.spawn(follow_scope(hub.clone(), refresher.clone(), store.keyed(Table::Identities)));
         if let Some(upstream) = hub.upstream() {
             control.spawn(refresh_on_contact(refresher.clone(), upstream));
         }
@@ -371,18 +371,20 @@ async fn refresh_on_contact(
     }
 }
 
-/// Stores the cache whenever it changed, so that clients are known after a restart without the upstream.
-async fn persist_scope(refresher: Arc<ScopeRefresher<ScopeClient>>, state: KeyedState) {
+/// Stores the cache whenever it changed, so that clients are known after a restart without the upstream. What is kept of
+/// identities that are gone is deleted before: if the process ends in between, they are found to be gone once more.
+async fn follow_scope(hub: Hub, refresher: Arc<ScopeRefresher<ScopeClient>>, state: KeyedState) {
+    use tokio::sync::broadcast::error::RecvError;
     let mut changes = refresher.changes();
     loop {
         match changes.recv().await {
-            Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                let snapshot = Bytes::from(refresher.cache().snapshot());
-                if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
-                    error!(code = "EH3010", %error, "The identities in scope cannot be stored");
-                }
-            }
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            Ok(change) => hub.forget_removed(&change, refresher.cache()).await,
+            Err(RecvError::Lagged(_)) => hub.forget_out_of_scope(refresher.cache()).await,
+            Err(RecvError::Closed) => return,
+        }
+        let snapshot = Bytes::from(refresher.cache().snapshot());
+        if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
+            error!(code = "EH3010", %error, "The identities in scope cannot be stored");
         }
     }
 }

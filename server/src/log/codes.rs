@@ -254,6 +254,8 @@ const CODES: &[Code] = &[
     code("EH4031", "the twin of the hub was not read; the configuration stays", "connect the upstream"),
     code("EH4032", "the configuration has a section mqttBroker", "remove it"),
     code("EH4033", "the upstream refused what the hub reports of itself", "look at the reason"),
+    code("EH4034", "twin or session of an identity that left the scope is not deleted", "look at the disk"),
+    code("EH4035", "what is stored of identities that left the scope cannot be read", "look at the disk"),
     code(
         "EH5001",
         "the upstream is not connected; messages are stored",

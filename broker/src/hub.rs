@@ -15,6 +15,7 @@ mod control;
 mod credentials;
 mod drain;
 mod flapping;
+mod forget;
 mod identity_queue;
 mod methods;
 mod own;

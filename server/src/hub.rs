@@ -16,6 +16,7 @@ use edgehub_broker::identity::{
     Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
     ScopeRefresher, Signer, SymmetricKey, TokenSource,
 };
+use edgehub_broker::twin::TwinCipher;
 use edgehub_broker::upstream::plain::PlainAmqp;
 use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions, UpstreamState, UpstreamStatus};
 use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
@@ -30,7 +31,7 @@ use crate::pages::Pages;
 use crate::run::Prepared;
 use crate::settings::{self, HubProof, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
 use crate::stop;
-use crate::workload::{Keeper, WorkloadClient};
+use crate::workload::{Keeper, WorkloadCipher, WorkloadClient};
 
 pub use configuration::Source;
 pub use trust::Trust;
@@ -119,13 +120,14 @@ impl RunningHub {
             control: ControlOptions {
                 reported_pause: settings.configuration.report_pause,
                 twin_sync_period_min: settings.configuration.twin_sync_period_min,
+                twin_cipher: twin_cipher(prepared),
                 ..ControlOptions::default()
             },
             overflow: settings.store.overflow,
             limits: limits(settings),
         };
         let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
-        control.spawn(persist_scope(refresher.clone(), store.keyed(Table::Identities)));
+        control.spawn(follow_scope(hub.clone(), refresher.clone(), store.keyed(Table::Identities)));
         if let Some(upstream) = hub.upstream() {
             control.spawn(refresh_on_contact(refresher.clone(), upstream));
         }
@@ -297,6 +299,23 @@ fn signer(settings: &Settings) -> Result<Arc<dyn Signer>, Failure> {
     }
 }
 
+/// Who seals stored twins. With a workload API there is always one: what was sealed before stays readable.
+fn twin_cipher(prepared: &Prepared) -> Option<Arc<dyn TwinCipher>> {
+    let wanted = prepared.settings.configuration.encrypts_twins;
+    match prepared.workload() {
+        Some(client) => Some(Arc::new(WorkloadCipher::new(client, wanted.unwrap_or(true)))),
+        None => {
+            if wanted == Some(true) {
+                warn!(
+                    code = "EH1017",
+                    "EncryptTwinStore needs the workload API, which this hub does not have; twins are stored plain"
+                );
+            }
+            None
+        }
+    }
+}
+
 fn refresher(
     prepared: &Prepared,
     edge_device: &Identity,
@@ -352,18 +371,20 @@ async fn refresh_on_contact(
     }
 }
 
-/// Stores the cache whenever it changed, so that clients are known after a restart without the upstream.
-async fn persist_scope(refresher: Arc<ScopeRefresher<ScopeClient>>, state: KeyedState) {
+/// Stores the cache whenever it changed, so that clients are known after a restart without the upstream. What is kept of
+/// identities that are gone is deleted before: if the process ends in between, they are found to be gone once more.
+async fn follow_scope(hub: Hub, refresher: Arc<ScopeRefresher<ScopeClient>>, state: KeyedState) {
+    use tokio::sync::broadcast::error::RecvError;
     let mut changes = refresher.changes();
     loop {
         match changes.recv().await {
-            Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                let snapshot = Bytes::from(refresher.cache().snapshot());
-                if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
-                    error!(code = "EH3010", %error, "The identities in scope cannot be stored");
-                }
-            }
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            Ok(change) => hub.forget_removed(&change, refresher.cache()).await,
+            Err(RecvError::Lagged(_)) => hub.forget_out_of_scope(refresher.cache()).await,
+            Err(RecvError::Closed) => return,
+        }
+        let snapshot = Bytes::from(refresher.cache().snapshot());
+        if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
+            error!(code = "EH3010", %error, "The identities in scope cannot be stored");
         }
     }
 }

@@ -20,6 +20,10 @@ class WorkloadSite(Site):
         self.root = self.cloud.data / "workload" / "root.pem"
         self.daemon = None
 
+    @property
+    def root_pem(self):
+        return self.root.read_text()
+
     def module_environment(self, module, gateway=None):
         """What the agent gives to a module."""
         variables = {

@@ -70,6 +70,10 @@ impl Commands {
                 () = mailbox.closed() => settler.take().first().map(|(_, outcome)| *outcome),
                 () = tokio::time::sleep(Duration::from_secs(ANSWER_SECS)) => None,
             };
+            if answered.is_none() {
+                // The upstream sends it again: what still waits for the device's credit must not follow as well.
+                settler.abandon();
+            }
             drop(held);
             let outcome = match answered {
                 Some(outcome @ (Outcome::Accepted | Outcome::Rejected | Outcome::Released)) => outcome,
@@ -104,5 +108,91 @@ impl Drop for Held {
                 tokens.remove(&self.identity);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::backend::Feature;
+    use crate::message::{Origin, Properties, PropertyName, Sender};
+
+    struct Device {
+        commands: Commands,
+        identity: Identity,
+        mailbox: mpsc::Receiver<Command>,
+    }
+
+    impl Device {
+        fn subscribed() -> Self {
+            let subscriptions = Arc::new(Subscriptions::new(Identity::parse("edge/$edgeHub").unwrap()));
+            let identity = Identity::parse("leaf").unwrap();
+            let (sender, mailbox) = mpsc::channel(COMMANDS_IN_FLIGHT_MAX);
+            subscriptions.set(&identity, 1, &sender, Feature::CloudToDevice, true);
+            // The subscription keeps the mailbox open.
+            Self { commands: Commands::new(subscriptions, Handle::current()), identity, mailbox }
+        }
+
+        fn send(&self, token: &'static str) -> oneshot::Receiver<Outcome> {
+            let sender =
+                Sender { identity: self.identity.clone(), origin: Origin::Downstream, model_id: None };
+            let token = (PropertyName::System(SystemProperty::LockToken), token);
+            let properties = Properties::copied_from([token]);
+            let message = Message::new(Arc::new(sender), properties, Bytes::new());
+            let (settle, outcome) = oneshot::channel();
+            self.commands.deliver(self.identity.clone(), message, settle);
+            outcome
+        }
+
+        /// What reached the device's mailbox.
+        fn next(&mut self) -> Option<Settler> {
+            match self.mailbox.try_recv().ok()? {
+                Command::Deliver(deliveries) => Some(deliveries.settler),
+                other => panic!("{other:?} is no delivery"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_without_answer_is_given_up_when_its_lock_ends_and_not_sent_late() {
+        let mut device = Device::subscribed();
+        let begun = Instant::now();
+        let outcome = device.send("t");
+        let settler = device.next().unwrap();
+        assert!(!settler.is_abandoned());
+        device.send("t");
+        assert!(device.next().is_none(), "it has this message already");
+        outcome.await.expect_err("no outcome: the upstream sends it again");
+        assert_eq!(begun.elapsed().as_secs(), ANSWER_SECS);
+        assert!(settler.is_abandoned(), "the head may still hold it back for want of credit");
+        let again = device.send("t");
+        device.next().unwrap().settle([(0, Outcome::Accepted)]);
+        assert_eq!(again.await, Ok(Outcome::Accepted));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_within_the_time_counts_and_gives_nothing_up() {
+        let mut device = Device::subscribed();
+        let outcome = device.send("t");
+        let settler = device.next().unwrap();
+        tokio::time::sleep(Duration::from_secs(ANSWER_SECS - 1)).await;
+        settler.settle([(0, Outcome::Rejected)]);
+        assert_eq!(outcome.await, Ok(Outcome::Rejected));
+        assert!(!settler.is_abandoned());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_whose_device_leaves_is_given_up_at_once() {
+        let mut device = Device::subscribed();
+        let begun = Instant::now();
+        let outcome = device.send("t");
+        let settler = device.next().unwrap();
+        drop(device);
+        outcome.await.expect_err("no outcome");
+        assert!(settler.is_abandoned());
+        assert_eq!(begun.elapsed().as_secs(), 0);
     }
 }

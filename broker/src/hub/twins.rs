@@ -30,7 +30,7 @@ use crate::backend::{Mailbox, TwinError, TwinOperation, TwinRequest};
 use crate::dispatch::Dispatch;
 use crate::identity::Identity;
 use crate::message::{Origin, Sender};
-use crate::twin::{TwinStore, json};
+use crate::twin::{TwinStore, TwinStoreError, json};
 use crate::upstream::control::{Control, ControlError};
 use inbox::{Inbox, Slot, Work};
 
@@ -157,6 +157,13 @@ impl Twins {
             inbox.put(work, TWIN_REQUESTS_MAX).map_err(|_| TwinError::Busy)
         })?;
         answer.await.unwrap_or_else(|_| Err(TwinError::Failed("the hub is stopping".into())))
+    }
+
+    /// Deletes the twin of an identity that is no longer in scope. Whatever is under way for it is given up.
+    pub(super) async fn delete(self: &Arc<Self>, identity: &Identity) -> Result<(), TwinStoreError> {
+        let (sender, deleted) = oneshot::channel();
+        self.post(identity, |inbox| inbox.deletions.push(sender));
+        deleted.await.unwrap_or_else(|_| Err(TwinStoreError::Store("the hub is stopping".into())))
     }
 
     /// Desired properties of an identity changed upstream.

@@ -21,6 +21,11 @@ pub type Ciphering<'a, T> = Pin<Box<dyn Future<Output = Result<T, CipherError>> 
 
 /// Seals twins before they are stored, with a key that somebody else keeps.
 pub trait TwinCipher: Send + Sync + 'static {
+    /// Whether twins are sealed from now on; otherwise those that are can be read, and are stored plain when they change.
+    fn seals(&self) -> bool {
+        true
+    }
+
     /// Seals a text; the result may be any text.
     fn seal<'a>(&'a self, plain: &'a [u8]) -> Ciphering<'a, String>;
 
@@ -49,7 +54,7 @@ pub enum TwinStoreError {
     #[error(transparent)]
     Cipher(#[from] CipherError),
     /// The twin is sealed, and there is no cipher.
-    #[error("the stored twin is encrypted, and no cipher is set up; switch EncryptTwinStore on again")]
+    #[error("the stored twin is encrypted, and nothing can open it here; give the hub its workload API back")]
     NoCipher,
 }
 
@@ -64,7 +69,7 @@ pub struct TwinStore {
 }
 
 impl TwinStore {
-    /// The twins in a store. With a cipher they are sealed from now on; those that are not can be read all the same.
+    /// The twins in a store. With a cipher that seals they are sealed from now on; those that are not can be read all the same.
     pub fn new(store: &Store, cipher: Option<Arc<dyn TwinCipher>>) -> Self {
         Self { table: store.keyed(Table::Twins), cipher }
     }
@@ -103,7 +108,7 @@ impl TwinStore {
     /// When the cipher fails.
     pub async fn seal(&self, identity: &Identity, record: &TwinRecord) -> Result<SealedTwin, TwinStoreError> {
         let plain = record.to_text();
-        let bytes = match &self.cipher {
+        let bytes = match self.cipher.as_ref().filter(|cipher| cipher.seals()) {
             Some(cipher) => Stored::sealed(cipher.seal(&plain).await?),
             None => plain,
         };
@@ -123,6 +128,16 @@ impl TwinStore {
     /// When the store fails; then nothing changes.
     pub async fn put(&self, sealed: SealedTwin) -> Result<(), TwinStoreError> {
         Ok(self.table.apply(sealed.0).await?)
+    }
+
+    /// Deletes the record of an identity, whether it can be read or not.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing changes.
+    pub async fn delete(&self, identity: &Identity) -> Result<(), TwinStoreError> {
+        let id = identity.to_string();
+        let pending = Bytes::from([PENDING_PREFIX, id.as_bytes()].concat());
+        Ok(self.table.apply(vec![KeyedChange::Delete(Bytes::from(id)), KeyedChange::Delete(pending)]).await?)
     }
 
     /// The identities whose reported properties wait for the upstream.

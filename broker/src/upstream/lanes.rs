@@ -535,6 +535,35 @@ mod tests {
     }
 
     #[test]
+    fn after_a_reset_every_lane_takes_and_sends_what_it_had_in_any_state() {
+        let mut lanes = Lanes::new(2, BackoffOptions::default());
+        let now = Instant::now();
+        let sent = lanes.push(queued("sent", 0), now).unwrap();
+        for _ in 0..LANE_TRANSFERS_MAX {
+            lanes.sent(sent, lanes.next_chunk(sent).count(), now);
+        }
+        let aside = lanes.push(queued("aside", 1), now).unwrap();
+        lanes.sent(aside, 1, now);
+        lanes.push(queued("aside", 2), now).unwrap();
+        lanes.sent(aside, 1, now);
+        lanes.set_aside(aside);
+        let waits = lanes.push(queued("waits", 3), now).unwrap();
+        let parked = lanes.push(queued("parked", 4), now).unwrap();
+        lanes.park(parked, now);
+        assert!([sent, aside, parked].iter().all(|lane| !lanes.is_ready(*lane)));
+        lanes.reset();
+        assert_eq!((lanes.held(), lanes.in_flight(), lanes.parked()), (0, 0, 0));
+        assert_eq!(lanes.room_bytes(), HELD_BYTES_MAX);
+        for (lane, sender, offset) in
+            [(sent, "sent", 0), (aside, "aside", 1), (waits, "waits", 3), (parked, "parked", 4)]
+        {
+            assert_eq!(lanes.push(queued(sender, offset), now), Some(lane));
+            assert!(lanes.is_ready(lane), "{sender}");
+            assert_eq!(offsets(lanes.next_chunk(lane)), [offset], "{sender}");
+        }
+    }
+
+    #[test]
     fn an_urgent_message_goes_before_what_waits_and_behind_what_is_as_urgent() {
         let mut lanes = Lanes::new(10, BackoffOptions::default());
         let now = Instant::now();

@@ -72,3 +72,52 @@ impl Work {
         self.lanes.sender(lane)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use edgehub_storage::{Entry, Offset, StoreTime, Ttl};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::delivery::Queued;
+    use crate::message::{Message, Origin, Properties, Sender};
+
+    fn queued(sender: &str, offset: u64) -> Queued {
+        let identity = Identity::parse(sender).unwrap();
+        let sender = Sender { identity, origin: Origin::Downstream, model_id: None };
+        let message = Message::new(Arc::new(sender), Properties::empty(), Bytes::new());
+        let entry = Entry {
+            offset: Offset::new(offset),
+            bytes: message.to_record(),
+            accepted_at: StoreTime::default(),
+            ttl: Ttl::Infinite,
+        };
+        Queued { lane: 0, level: 0, rank: 0, alone: false, priority: "0".into(), entry, message }
+    }
+
+    #[test]
+    fn what_a_lost_connection_left_without_an_answer_is_sent_on_the_next() {
+        let mut work = Work::new(1, BackoffOptions::default(), mpsc::channel(1).0);
+        work.reader = Some(QueueReader::new(&[], 0));
+        let now = Instant::now();
+        let sent = work.lanes.push(queued("sent", 0), now).unwrap();
+        work.lanes.sent(sent, 1, now);
+        let aside = work.lanes.push(queued("aside", 1), now).unwrap();
+        work.lanes.sent(aside, 1, now);
+        work.lanes.set_aside(aside);
+        let parked = work.lanes.push(queued("parked", 2), now).unwrap();
+        work.lanes.park(parked, now);
+        work.lanes.push(queued("waits", 3), now).unwrap();
+        work.reset();
+        assert!(work.reader.is_none(), "the queues are read from their first unsettled entry on");
+        assert_eq!((work.lanes.held(), work.lanes.in_flight(), work.lanes.parked()), (0, 0, 0));
+        for (sender, offset) in [("sent", 0), ("aside", 1), ("parked", 2), ("waits", 3)] {
+            let lane = work.lanes.push(queued(sender, offset), now).expect(sender);
+            assert!(work.lanes.is_ready(lane), "{sender}");
+            assert_eq!(work.lanes.next_chunk(lane).count(), 1, "{sender}");
+        }
+    }
+}

@@ -83,6 +83,11 @@ const CODES: &[Code] = &[
         "look at the security daemon; send SIGHUP to try at once",
     ),
     code("EH1016", "a changed trust bundle cannot be used", "correct the file and send SIGHUP again"),
+    code(
+        "EH1017",
+        "twins are stored plain: EncryptTwinStore is on, and there is no workload API",
+        "use an encrypted file system, or run the hub with the security daemon",
+    ),
     code("EH1101", "the pages cannot accept a connection", "look at open files and memory of the machine"),
     code(
         "EH1201",
@@ -220,7 +225,7 @@ const CODES: &[Code] = &[
     code(
         "EH4012",
         "a stored twin cannot be read; it is read from the upstream again",
-        "run `edgehub store verify` on the stopped hub",
+        "run `edgehub store verify` on the stopped hub; an encrypted one needs the key that the daemon had",
     ),
     code(
         "EH4013",
@@ -249,6 +254,8 @@ const CODES: &[Code] = &[
     code("EH4031", "the twin of the hub was not read; the configuration stays", "connect the upstream"),
     code("EH4032", "the configuration has a section mqttBroker", "remove it"),
     code("EH4033", "the upstream refused what the hub reports of itself", "look at the reason"),
+    code("EH4034", "twin or session of an identity that left the scope is not deleted", "look at the disk"),
+    code("EH4035", "what is stored of identities that left the scope cannot be read", "look at the disk"),
     code(
         "EH5001",
         "the upstream is not connected; messages are stored",

@@ -73,7 +73,6 @@ const fn ignored(name: &'static str, why: &'static str) -> KnownSetting {
 }
 
 const RENEWAL: &str = "the expiry is looked at every minute, and a certificate of the workload API is renewed without a restart";
-const PLAIN_TWINS: &str = "what is stored is not encrypted; use an encrypted file system";
 const OWN_THREADS: &str = "connection threads are set by listen.threads";
 const OWN_WINDOW: &str = "the window towards a module is set by delivery.module_window";
 const OWN_STORE: &str = "the store sizes itself";
@@ -174,7 +173,7 @@ const KNOWN: &[KnownSetting] = &[
     ignored("Storage_LogLevel", "the store reports through RuntimeLogLevel"),
     ignored("CheckEntireQueueOnCleanup", "cleanup always covers the entire queue"),
     ignored("MessageCleanupIntervalSecs", "settled messages give their space back at once"),
-    ignored("EncryptTwinStore", PLAIN_TWINS),
+    used("EncryptTwinStore"),
     // Twins and configuration
     used("configSource"),
     ignored("routes:*", "routes come from the twin or from --manifest"),

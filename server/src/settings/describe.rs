@@ -192,6 +192,11 @@ const DESCRIPTIONS: &[Description] = &[
         YEAR_SECS,
         "Least seconds between two reads of one client's twin after the upstream came back.",
     ),
+    flag(
+        "EncryptTwinStore",
+        "Stored twins are encrypted with keys that the workload API wraps. Not given: where there is a workload API. Without one \
+         they are stored plain, with a warning if `true`. What is stored is read either way.",
+    ),
     text(
         "ApiProxyModuleId",
         "Module whose forwarded client certificates (`x-ms-edge-clientcert`) are believed.",

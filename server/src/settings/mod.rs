@@ -267,6 +267,8 @@ pub struct ConfigurationSettings {
     pub report_pause: Duration,
     /// Least time between two reads of a client's twin after the upstream came back.
     pub twin_sync_period_min: Duration,
+    /// Whether stored twins are encrypted (`EncryptTwinStore`); not given: where there is a workload API.
+    pub encrypts_twins: Option<bool>,
 }
 
 impl ConfigurationSettings {
@@ -276,6 +278,7 @@ impl ConfigurationSettings {
             refresh_period: values.seconds("ConfigRefreshFrequencySecs", 1)?,
             report_pause: values.seconds("ReportedPropertiesSyncFrequencySecs", 1)?,
             twin_sync_period_min: values.seconds("MinTwinSyncPeriodSecs", 0)?,
+            encrypts_twins: values.optional_flag("EncryptTwinStore")?,
         })
     }
 }

@@ -12,6 +12,9 @@ use edgehub_broker::upstream::plain::BrokerUrl;
 use super::layers::{Entry, Layers};
 use super::{HostName, Notice, SettingsError};
 
+/// What a flag may be set to.
+const FLAG_EXPECTED: &str = "true or false";
+
 /// The address part of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenHost {
@@ -174,11 +177,12 @@ impl<'a> Values<'a> {
     }
 
     pub(super) fn flag(&self, name: &'static str) -> Result<bool, SettingsError> {
-        self.required(name, "true or false", |text| match text.to_ascii_lowercase().as_str() {
-            "true" => Some(true),
-            "false" => Some(false),
-            _ => None,
-        })
+        self.required(name, FLAG_EXPECTED, parse_flag)
+    }
+
+    /// A flag that need not be given.
+    pub(super) fn optional_flag(&self, name: &'static str) -> Result<Option<bool>, SettingsError> {
+        self.optional(name, FLAG_EXPECTED, parse_flag)
     }
 
     pub(super) fn integer<T>(&self, name: &'static str, range: RangeInclusive<T>) -> Result<T, SettingsError>
@@ -303,6 +307,14 @@ impl<'a> Values<'a> {
         let to = "tls1.2,tls1.3";
         self.notices.push(Notice::FellBack { name: NAME, origin: entry.origin.clone(), to });
         Ok(TlsVersions::default())
+    }
+}
+
+fn parse_flag(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::Asker;
+use crate::twin::TwinStoreError;
 use crate::twin::json::Object;
 
 /// Changes of desired properties that may wait for a worker; beyond it the whole twin is read.
@@ -35,6 +36,8 @@ pub(super) struct Inbox {
     pub(super) compare: bool,
     /// Too many changes came; the twin is to be read in their place.
     pub(super) missed: bool,
+    /// The twin is to be deleted; bounded by those who wait for it.
+    pub(super) deletions: Vec<oneshot::Sender<Result<(), TwinStoreError>>>,
     /// The right to ask the upstream for one of them.
     pub(super) permit: Option<OwnedSemaphorePermit>,
     /// The worker is gone.
@@ -82,7 +85,7 @@ impl Inbox {
 
     pub(super) fn is_empty(&self) -> bool {
         let asked = self.load || self.report || self.compare || self.missed;
-        self.requests.is_empty() && self.pushes.is_empty() && !asked
+        self.requests.is_empty() && self.pushes.is_empty() && self.deletions.is_empty() && !asked
     }
 }
 

@@ -142,7 +142,7 @@ impl Worker {
     }
 
     async fn take_inbox(&mut self) {
-        let (requests, pushes, load, report, compare, missed, permit) = {
+        let (requests, pushes, load, report, compare, missed, deletions, permit) = {
             let mut inbox = self.slot.inbox.lock();
             (
                 std::mem::take(&mut inbox.requests),
@@ -151,6 +151,7 @@ impl Worker {
                 std::mem::take(&mut inbox.report),
                 std::mem::take(&mut inbox.compare),
                 std::mem::take(&mut inbox.missed),
+                std::mem::take(&mut inbox.deletions),
                 inbox.permit.take(),
             )
         };
@@ -192,6 +193,11 @@ impl Worker {
             }
         }
         self.take_reports(reports).await;
+        if !deletions.is_empty() {
+            let deleted = self.delete().await;
+            // Whoever asked may have given up.
+            deletions.into_iter().for_each(|asker| drop(asker.send(deleted.clone())));
+        }
     }
 
     /// Begins what is due, as far as the upstream is there.
@@ -267,6 +273,19 @@ impl Worker {
         }
         self.hold(&record);
         self.record = Some(record);
+        Ok(())
+    }
+
+    /// Deletes the twin, and gives up what is under way: its end would keep the twin again.
+    async fn delete(&mut self) -> Result<(), TwinStoreError> {
+        (self.reading, self.reporting) = (None, None);
+        (self.report_at, self.compare_at, self.permit) = (None, None, None);
+        for (asker, _) in std::mem::take(&mut self.readers) {
+            self.answer(asker, Err(TwinError::Failed("the identity is no longer in scope".into()))).await;
+        }
+        self.twins.store.delete(&self.identity).await?;
+        self.twins.pending.lock().remove(&self.identity);
+        self.forget_record();
         Ok(())
     }
 

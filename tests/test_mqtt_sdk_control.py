@@ -11,28 +11,16 @@ from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 
 from blackbox import node, process, sdk, wait
-from blackbox import site as site_module
+from blackbox.service import reachable_cloud
 from blackbox.site import WEBSOCKETS
 from conftest import EVERYTHING_UP, running_site
 
-AMQP_PORT = 5671  # fixed in the service SDK, like 443
 SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
-
-
-class NamedByAddress(site_module.Cloud):
-    """A cloud whose name is its address, at the ports that service SDKs have fixed."""
-
-    def __init__(self, folder, authority):
-        super().__init__(folder, authority)
-        site_module.CLOUD_HOST = self.address
-        self.amqp_port, self.https_port = AMQP_PORT, site_module.HTTPS_PORT
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site_module, "CLOUD_HOST", site_module.CLOUD_HOST)
-        patch.setattr(site_module, "Cloud", NamedByAddress)
+    with reachable_cloud():
         with running_site(tmp_path_factory.mktemp("site"), EVERYTHING_UP, settings=SETTINGS) as made:
             yield made
 

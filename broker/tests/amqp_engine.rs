@@ -501,7 +501,12 @@ fn detach_end_close_from_both_sides() {
         .close(Some(Error::new(Condition::DETACH_FORCED, "Server busy, please retry operation")), pair.now);
     pair.run();
     match &pair.client_events[..] {
-        [Event::Closed { error: Some(error), by: By::Peer }] => {
+        // Sessions hear of it first: SDKs wait for answers on those that are open.
+        [
+            Event::SessionEnded { session, error: Some(of_session), by: By::Peer },
+            Event::Closed { error: Some(error), by: By::Peer },
+        ] => {
+            assert_eq!((*session, of_session), (again, error));
             assert_eq!(error.condition, Condition::DETACH_FORCED);
         }
         other => panic!("{other:?}"),

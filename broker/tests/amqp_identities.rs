@@ -21,7 +21,8 @@ use fe2o3_amqp::{Receiver, Sender};
 use recording::{DEADLINE, Recording, until};
 use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 fn limits() -> AmqpLimits {
     AmqpLimits { iot_hub_host: Some("hub1.example.net".into()), ..AmqpLimits::default() }
@@ -222,14 +223,26 @@ async fn a_certificate_proves_with_and_without_sasl_and_then_tokens_are_not_take
     assert_eq!(sasl(&mut stream, "EXTERNAL", None).await, 0);
 }
 
-#[tokio::test]
-async fn a_take_over_of_all_that_lives_on_a_connection_closes_it() {
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_last_identity_was_taken_over_has_time_to_close_itself() {
     let mut site = Site::of("d1").await;
     let mut up = telemetry(&mut site.session, "up", "d1").await;
     site.recording.command("d1", Command::Close(CloseReason::TakenOver)).await;
     let detached = timeout(DEADLINE, up.on_detach()).await.expect("in time");
     assert!(format!("{detached:?}").contains("Stolen"), "{detached:?}");
+    let told_at = Instant::now();
     timeout(DEADLINE, site.connection.on_close()).await.expect("in time").expect_err("with a reason");
+    assert!(told_at.elapsed() >= AmqpLimits::default().vacant_max / 2, "{:?}", told_at.elapsed());
+}
+
+#[tokio::test]
+async fn a_stop_ends_sessions_before_the_connection_and_detaches_no_link() {
+    let mut site = Site::of("d1").await;
+    let mut up = telemetry(&mut site.session, "up", "d1").await;
+    site.recording.command("d1", Command::Close(CloseReason::Stopping)).await;
+    timeout(DEADLINE, site.connection.on_close()).await.expect("in time").expect_err("with a reason");
+    let detached = timeout(DEADLINE, up.on_detach()).await.expect("in time");
+    assert!(format!("{detached:?}").contains("SessionStopped"), "{detached:?}");
 }
 
 #[tokio::test]
@@ -259,6 +272,26 @@ async fn a_connection_on_which_nobody_logs_in_is_closed() {
     serving.await.expect("no panic");
     let elapsed = started.elapsed().as_secs();
     assert!((100..110).contains(&elapsed), "{elapsed}");
+}
+
+#[tokio::test]
+async fn logins_for_which_there_is_no_room_wait_for_their_turn() {
+    let limits = AmqpLimits { logins_max: 1, ..limits() };
+    let mut site = Site::with(strict(), limits, "d0").await;
+    let mut attaching = JoinSet::new();
+    let names: Vec<_> = (0..32).map(|number| format!("d{number}")).collect();
+    for name in &names {
+        site.cbs.put_good(name).await;
+        let mut session = Session::begin(&mut site.connection).await.expect("begun");
+        let name = name.clone();
+        attaching.spawn(async move {
+            let link = telemetry(&mut session, "up", &name).await;
+            (session, link)
+        });
+    }
+    // All ask at once; none is refused.
+    let links = timeout(DEADLINE, attaching.join_all()).await.expect("in time");
+    assert_eq!((links.len(), site.recording.state.lock().logins.len()), (32, 32));
 }
 
 #[tokio::test]

@@ -350,10 +350,16 @@ impl Connection {
     }
 
     /// Closes the connection. [`Event::Closed`] follows when the peer has answered or did not in time.
+    ///
+    /// An error is told to each session first: client libraries that hear of it by the close alone wait for answers of
+    /// their links which never come.
     pub fn close(&mut self, error: Option<Error>, now: Instant) {
         match self.phase {
             Phase::Opened | Phase::PeerOpen if self.open_sent => {
                 self.flush();
+                if let Some(error) = &error {
+                    self.end_all(error);
+                }
                 self.write_close(error.as_ref());
                 self.phase = Phase::CloseSent;
                 self.phase_deadline = Some(now + self.options.close_timeout);
@@ -492,6 +498,19 @@ impl Connection {
     }
 
     // ---- inner workings -----------------------------------------------------------------------------------
+
+    fn end_all(&mut self, error: &Error) {
+        let running: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .flatten()
+            .filter(|session| session.state == SessionState::Mapped)
+            .map(|session| session.id)
+            .collect();
+        for session in running {
+            self.end(session, Some(error.clone()));
+        }
+    }
 
     fn write_close(&mut self, error: Option<&Error>) {
         put_frame(self.output.tail(), FrameKind::Amqp, 0, |out| put_close(out, error));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::sleep;
 
 use super::connection::Head;
 use super::identity::{Connected, Renewal};
@@ -11,6 +12,9 @@ use super::plain;
 use crate::amqp::{AttachRequest, Condition, Error, LinkKind, SaslCode, Secret};
 use crate::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
 use crate::identity::{HUB_MODULE_ID, Identity};
+
+/// What clients are told when the process stops; they come again.
+pub(super) const STOPPING: &str = "Server busy, please retry operation";
 
 impl<S, B> Head<S, B>
 where
@@ -28,14 +32,12 @@ where
             Ok(()) => {}
             Err(((_, request), true)) => self.refuse(request.link, Condition::INTERNAL_ERROR, text),
             Err(((kind, request), false)) => {
-                let room = self.identities.len() + self.logins.len() < self.limits.identities_max
-                    && self.logins.running() < self.limits.logins_max;
-                if !room {
+                if self.identities.len() + self.logins.len() >= self.limits.identities_max {
                     self.refuse(request.link, Condition::INTERNAL_ERROR, text);
                     return;
                 }
                 let login = self.login(&identity, &request);
-                self.logins.start(self.backend.clone(), &self.limits, login, Some((kind, request)));
+                self.logins.start(&self.backend, &self.limits, login, Some((kind, request)));
             }
         }
     }
@@ -86,7 +88,7 @@ where
             peer: self.peer.address,
         };
         self.sasl_login = Some(identity);
-        self.logins.start(self.backend.clone(), &self.limits, login, None);
+        self.logins.start(&self.backend, &self.limits, login, None);
     }
 
     /// A login, or the check of a newer token, has ended.
@@ -95,6 +97,7 @@ where
             Ended::Login { login, links, result } => self.login_ended(login, &links, result),
             Ended::Renewal { login, number, result } => self.renewal_ended(&login.identity, number, result),
         }
+        self.logins.start_due(&self.backend, &self.limits);
         self.start_renewals();
     }
 
@@ -104,7 +107,7 @@ where
         match result {
             Ok(LoggedIn { client, mailbox }) => {
                 tracing::info!(client = %identity, "Client connected (AMQP)");
-                self.first_login = None;
+                self.nobody_until = None;
                 self.by_certificate |= matches!(login.credentials, Credentials::Certificate(_));
                 if let (true, Credentials::SasToken(token)) = (of_sasl, &login.credentials) {
                     self.tokens.set_of_sasl(identity.clone(), token.clone());
@@ -240,14 +243,19 @@ where
                     CloseReason::Unauthorized => {
                         (Condition::UNAUTHORIZED_ACCESS, "the credentials are not valid any more")
                     }
-                    CloseReason::Stopping => (Condition::DETACH_FORCED, "the hub is stopping"),
+                    CloseReason::Stopping => (Condition::DETACH_FORCED, STOPPING),
                     CloseReason::Kicked => (Condition::DETACH_FORCED, "an operator closed the connection"),
                 };
-                self.drop_identity(identity, &Error::new(condition, text));
+                let error = Error::new(condition, text);
+                if reason == CloseReason::Stopping {
+                    // All end, sessions before links: SDKs answer a lone link with detaches of the others.
+                    self.close(error.clone());
+                }
+                self.drop_identity(identity, &error);
                 let alone = self.identities.is_empty() && self.logins.len() == 0;
                 if reason == CloseReason::TakenOver && alone {
                     // Nothing else lives here.
-                    self.close(Error::new(Condition::CONNECTION_FORCED, text));
+                    self.nobody_until = Some(Box::pin(sleep(self.limits.vacant_max)));
                 }
             }
             Some(command) => {

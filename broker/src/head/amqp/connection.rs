@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep_until};
 
+use super::clients::STOPPING;
 use super::handover::{self, HandedOver, IsForeign};
 use super::identity::{Connected, accept};
 use super::limits::AmqpLimits;
@@ -83,7 +84,7 @@ where
         driver: Driver::new(stream, engine),
         backend,
         tokens: Tokens::new(&limits),
-        first_login: Some(Box::pin(sleep_until(peer.accepted_at + limits.first_login_max))),
+        nobody_until: Some(Box::pin(sleep_until(peer.accepted_at + limits.first_login_max))),
         limits,
         peer,
         logins: Logins::new(),
@@ -129,8 +130,8 @@ pub(super) struct Head<S, B: Backend> {
     pub(super) sasl_login: Option<Identity>,
     /// Somebody logged in by certificate.
     pub(super) by_certificate: bool,
-    /// When the connection ends if nobody has logged in.
-    pub(super) first_login: Option<Pin<Box<Sleep>>>,
+    /// When the connection ends if nobody is logged in: at the beginning, and after its last identity was taken over.
+    pub(super) nobody_until: Option<Pin<Box<Sleep>>>,
     pub(super) mailboxes: Mailboxes,
     commands_in_a_row: usize,
     links: Links,
@@ -147,7 +148,7 @@ pub(super) struct Head<S, B: Backend> {
 enum News<B: Backend> {
     Login(Ended<B>),
     Command(Identity, Option<Command>),
-    /// Nobody has logged in, in all the time.
+    /// Nobody is logged in, in all the time.
     NobodyCame,
     /// Messages were stored, or the socket moved.
     Moved,
@@ -170,7 +171,7 @@ where
             let news = tokio::select! {
                 news = turn => news,
                 () = shutdown.as_mut() => {
-                    let error = Error::new(Condition::DETACH_FORCED, "Server busy, please retry operation");
+                    let error = Error::new(Condition::DETACH_FORCED, STOPPING);
                     self.close(error);
                     return "the hub is stopping".into();
                 }
@@ -180,7 +181,7 @@ where
                 Ok(News::Moved) => {}
                 Ok(News::Login(ended)) => self.ended(ended),
                 Ok(News::NobodyCame) => {
-                    let error = Error::new(Condition::CONNECTION_FORCED, "nobody has logged in");
+                    let error = Error::new(Condition::CONNECTION_FORCED, "nobody is logged in");
                     self.close(error);
                 }
                 Ok(News::Command(identity, command)) => self.command(&identity, command),
@@ -194,10 +195,10 @@ where
             if let Poll::Ready(ended) = self.logins.poll(cx) {
                 return Poll::Ready(News::Login(ended));
             }
-            if let Some(first_login) = &mut self.first_login
-                && first_login.as_mut().poll(cx).is_ready()
+            if let Some(nobody_until) = &mut self.nobody_until
+                && nobody_until.as_mut().poll(cx).is_ready()
             {
-                self.first_login = None;
+                self.nobody_until = None;
                 // Whoever is about to come has its own limit.
                 if self.logins.len() == 0 {
                     return Poll::Ready(News::NobodyCame);

@@ -10,11 +10,14 @@ pub struct AmqpLimits {
     pub open_max: Duration,
     /// From accepting the socket to the first login: a connection on which nobody has logged in by then is closed.
     pub first_login_max: Duration,
+    /// From the take-over of a connection's last identity to its end. Clients that hear of it answer what is open and
+    /// close by themselves; one that is closed at once waits for answers to its own detaches.
+    pub vacant_max: Duration,
     /// A login that takes longer is refused for now.
     pub login_max: Duration,
     /// Identities that share the connection.
     pub identities_max: usize,
-    /// Logins, and checks of renewed tokens, under way at a time.
+    /// Logins, and checks of renewed tokens, under way at a time; more wait for their turn.
     pub logins_max: usize,
     /// Links of one identity that may wait for its login.
     pub links_waiting_max: usize,
@@ -41,6 +44,7 @@ impl Default for AmqpLimits {
         Self {
             open_max: Duration::from_secs(60),
             first_login_max: Duration::from_secs(180),
+            vacant_max: Duration::from_secs(10),
             login_max: Duration::from_secs(60),
             identities_max: 2_000,
             logins_max: 256,

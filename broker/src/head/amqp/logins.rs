@@ -1,5 +1,6 @@
 //! Logins under way on one connection with the links that wait for them, and checks of newer tokens.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -21,6 +22,8 @@ pub(super) struct Logins<B: Backend> {
     tasks: JoinSet<Done<B>>,
     of_task: AHashMap<Id, Running>,
     waiting: AHashMap<Identity, Vec<WaitingLink>>,
+    /// Logins for which there was no room yet, oldest first.
+    due: VecDeque<Login>,
 }
 
 /// A login that succeeded.
@@ -50,10 +53,15 @@ struct Running {
 
 impl<B: Backend> Logins<B> {
     pub(super) fn new() -> Self {
-        Self { tasks: JoinSet::new(), of_task: AHashMap::new(), waiting: AHashMap::new() }
+        Self {
+            tasks: JoinSet::new(),
+            of_task: AHashMap::new(),
+            waiting: AHashMap::new(),
+            due: VecDeque::new(),
+        }
     }
 
-    /// Identities whose login is under way.
+    /// Identities whose login is under way, or due.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -81,18 +89,34 @@ impl<B: Backend> Logins<B> {
         }
     }
 
-    /// Starts a login, on which a link may wait already.
-    pub(super) fn start(&mut self, backend: B, limits: &AmqpLimits, login: Login, link: Option<WaitingLink>) {
-        let (asked, limit) = (login.clone(), limits.login_max);
-        let task = self.tasks.spawn(async move {
-            let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
-            Done::Login(match timeout(limit, backend.login(asked, sender)).await {
-                Ok(result) => result.map(|client| LoggedIn { client, mailbox }),
-                Err(_) => Err(too_slow()),
-            })
-        });
+    /// Starts a login, on which a link may wait already, as soon as there is room for it.
+    pub(super) fn start(
+        &mut self,
+        backend: &B,
+        limits: &AmqpLimits,
+        login: Login,
+        link: Option<WaitingLink>,
+    ) {
         self.waiting.insert(login.identity.clone(), link.into_iter().collect());
-        self.of_task.insert(task.id(), Running { login, renews: None });
+        self.due.push_back(login);
+        self.start_due(backend, limits);
+    }
+
+    /// Starts logins that are due, as far as there is room. The time of each begins here.
+    pub(super) fn start_due(&mut self, backend: &B, limits: &AmqpLimits) {
+        while self.tasks.len() < limits.logins_max
+            && let Some(login) = self.due.pop_front()
+        {
+            let (backend, asked, limit) = (backend.clone(), login.clone(), limits.login_max);
+            let task = self.tasks.spawn(async move {
+                let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+                Done::Login(match timeout(limit, backend.login(asked, sender)).await {
+                    Ok(result) => result.map(|client| LoggedIn { client, mailbox }),
+                    Err(_) => Err(too_slow()),
+                })
+            });
+            self.of_task.insert(task.id(), Running { login, renews: None });
+        }
     }
 
     /// Starts the check of a newer token for the login of this number.

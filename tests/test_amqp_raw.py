@@ -1,0 +1,145 @@
+"""The AMQP head as raw clients use it: rhea from JavaScript, and the C library uAMQP below its Python binding."""
+
+import copy
+import json
+import os
+from datetime import timedelta
+
+import pytest
+import uamqp
+from uamqp import authentication
+
+from blackbox import raw
+from blackbox.identity import Identity
+from blackbox.sequence import Arrivals
+from blackbox.site import CLOUD_HOST, Site
+
+SETTINGS = {"amqpSettings__enabled": "true", "RuntimeLogLevel": "info"}
+ROUTES = {
+    "everything": "FROM /messages/* INTO $upstream",
+    "inputs": 'FROM /messages/modules/sender/* INTO BrokeredEndpoint("/modules/receiver/inputs/in")',
+}
+# Messages on one link; the long form of the test has 100,000.
+MESSAGES = int(os.environ.get("EDGEHUB_TEST_AMQP_MESSAGES", "20000"))
+IDENTITIES = int(os.environ.get("EDGEHUB_TEST_AMQP_IDENTITIES", "1000"))
+RUN_SECS = 300
+
+
+def add_many(cloud):
+    """Adds leaves to the registry in one write; each is a copy of the first with a name of its own."""
+    path = cloud.data / "registry.json"
+    content = json.loads(path.read_text())
+    pattern = next(entry for entry in content["identities"] if entry["deviceId"] == "leaf1")
+    names = [f"many{number}" for number in range(IDENTITIES)]
+    for name in names:
+        content["identities"].append({**copy.deepcopy(pattern), "deviceId": name})
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(content))
+    written.replace(path)
+    return names
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    made = Site(tmp_path_factory.mktemp("site"), ROUTES, settings=SETTINGS)
+    try:
+        made.many = [Identity(CLOUD_HOST, name, None, made.leaf.key) for name in add_many(made.cloud)]
+        made.start_hub()
+        yield made
+    finally:
+        made.close()
+
+
+def arrived(site, marker, count):
+    """The records of a marker when all have arrived and nothing is left in the hub."""
+    records = site.cloud.wait_telemetry(
+        marker, lambda record: record["properties"].get("marker") == marker, count, RUN_SECS
+    )
+    site.wait_drained()
+    return records
+
+
+def assert_numbers(records, identity, count):
+    assert {(record["deviceId"], record.get("moduleId") or None) for record in records} == {
+        (identity.device, identity.module)
+    }
+    numbers = Arrivals.of([int(record["body"]) for record in records])
+    numbers.assert_ordered()
+    numbers.assert_complete(range(count))
+    assert numbers.duplicates == 0
+
+
+def test_many_messages_on_one_link_of_rhea_arrive_once_and_in_order(site):
+    told = raw.run(
+        site, "pipeline", RUN_SECS, identity=raw.node_of(site.leaf), marker="pipeline", count=MESSAGES, frame=None
+    )
+    assert told["ends"] == {"accepted": MESSAGES, "rejected": 0, "released": 0, "modified": 0}
+    assert_numbers(arrived(site, "pipeline", MESSAGES), site.leaf, MESSAGES)
+
+
+def test_many_messages_on_one_link_of_uamqp_arrive_once_and_in_order(site):
+    identity, count = site.leaves[1], MESSAGES // 4
+    target = raw.node_of(identity)
+    auth = authentication.SASTokenAuth(
+        target["audience"], f"amqps://{site.address}{target['events']}", identity.token(), port=raw.AMQP_PORT,
+        verify=str(site.authority.root), token_type=b"servicebus.windows.net:sastoken",
+        expires_in=timedelta(hours=1),
+    )  # fmt: skip
+    client = uamqp.SendClient(f"amqps://{site.address}{target['events']}", auth=auth)
+    try:
+        for number in range(count):
+            message = uamqp.Message(str(number).encode())
+            message.application_properties = {b"marker": b"uamqp"}
+            client.queue_message(message)
+        results = client.send_all_messages(close_on_done=False)
+    finally:
+        client.close()
+    assert results == [uamqp.constants.MessageState.SendComplete] * count
+    assert_numbers(arrived(site, "uamqp", count), identity, count)
+
+
+def test_a_thousand_identities_share_one_connection(site):
+    nodes = [raw.node_of(identity) for identity in site.many]
+    told = raw.run(site, "identities", RUN_SECS, identities=nodes, marker="many")
+    assert told == {"put": IDENTITIES, "accepted": IDENTITIES}
+    records = arrived(site, "many", IDENTITIES)
+    assert sorted(record["deviceId"] for record in records) == sorted(identity.device for identity in site.many)
+    assert all(record["body"].decode() == record["deviceId"] for record in records)
+
+
+@pytest.mark.parametrize("who", ["other-key", "stranger", "another"])
+def test_a_link_without_a_good_token_is_refused(site, who):
+    node = {
+        "other-key": lambda: raw.node_of(site.leaf.with_other_key()),
+        "stranger": lambda: raw.node_of(site.stranger),
+        # The token is good, for somebody else.
+        "another": lambda: {**raw.node_of(site.leaf), "events": raw.node_of(site.leaves[1])["events"]},
+    }[who]()
+    assert raw.run(site, "refused", identity=node) == {"condition": "amqp:unauthorized-access"}
+
+
+def test_messages_are_cut_into_frames_of_512_bytes_both_ways(site):
+    sizes = [0, 1, 400, 511, 512, 513, 5_000, 100_000]
+    told = raw.run(
+        site, "frames", identity=raw.node_of(site.modules["sender"]), receiver=raw.node_of(site.modules["receiver"]),
+        marker="frames", sizes=sizes,
+    )  # fmt: skip
+    assert told["ends"]["accepted"] == len(sizes) and told["same"], told
+    records = arrived(site, "frames", len(sizes))
+    assert [record["body"] for record in records] == [str(n).encode() * size for n, size in enumerate(sizes)]
+
+
+def test_credit_of_one_late_settlement_and_drain(site):
+    told = raw.run(
+        site, "credit", identity=raw.node_of(site.modules["sender"]), receiver=raw.node_of(site.modules["receiver"]),
+        marker="credit", count=20,
+    )  # fmt: skip
+    assert (told["ends"]["accepted"], told["bodies"]) == (20, list(range(20)))
+    assert (told["credit"], told["drained"], told["again"]) == (0, 0, "credit-again")
+    site.wait_drained()
+
+
+def test_a_silent_link_is_kept_alive_by_heartbeats(site):
+    told = raw.run(site, "heartbeat", identity=raw.node_of(site.leaf), marker="heartbeat", idle=5_000, beats=2)
+    assert told["heard"] >= 2 and told["ends"]["accepted"] == 1, told
+    arrived(site, "heartbeat", 1)

@@ -5,7 +5,7 @@ import pytest
 from blackbox import wait
 from blackbox.device import Device, Refused
 from blackbox.sequence import Arrivals
-from blackbox.service import Service, reachable_cloud
+from blackbox.service import NamedByAddress, Service, manager_of
 from blackbox.site import WEBSOCKETS
 from conftest import running_site
 
@@ -22,14 +22,15 @@ PROPERTIES = {"naïve key": "50 % / ü & = ?", "empty": "", "wanted": "input"}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with reachable_cloud():
-        with running_site(tmp_path_factory.mktemp("site"), ROUTES, settings=SETTINGS) as made:
-            yield made
+    options = {"settings": SETTINGS, "cloud": NamedByAddress}
+    with running_site(tmp_path_factory.mktemp("site"), ROUTES, **options) as made:
+        yield made
 
 
 @pytest.fixture
-def service(site, monkeypatch):
-    return Service(site, monkeypatch)
+def service(site):
+    with manager_of(site) as manager:
+        yield Service(site, manager)
 
 
 def who(site, kind):

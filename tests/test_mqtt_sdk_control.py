@@ -4,14 +4,11 @@ and MQTT in WebSockets below, the service SDK above."""
 import json
 import queue
 
-import certifi
 import pytest
 from azure.iot.device import MethodResponse
-from azure.iot.hub import IoTHubRegistryManager
-from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 
-from blackbox import node, process, sdk, wait
-from blackbox.service import reachable_cloud
+from blackbox import node, sdk, service, wait
+from blackbox.service import desire, invoke, twin
 from blackbox.site import WEBSOCKETS
 from conftest import EVERYTHING_UP, running_site
 
@@ -20,44 +17,19 @@ SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with reachable_cloud():
-        with running_site(tmp_path_factory.mktemp("site"), EVERYTHING_UP, settings=SETTINGS) as made:
-            yield made
+    options = {"settings": SETTINGS, "cloud": service.NamedByAddress}
+    with running_site(tmp_path_factory.mktemp("site"), EVERYTHING_UP, **options) as made:
+        yield made
 
 
 @pytest.fixture
-def manager(site, monkeypatch):
-    """The Python service SDK; it trusts the test's authority."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(site.authority.root))
-    monkeypatch.setattr(certifi, "where", lambda: str(site.authority.root))
-    where = ["--data-dir", site.cloud.data, "--host-name", site.cloud.address]
-    done = process.run(["cloud", "connection-string", *where])
-    assert done.returncode == 0, done.stderr
-    return IoTHubRegistryManager.from_connection_string(done.stdout.strip())
+def manager(site):
+    with service.manager_of(site) as made:
+        yield made
 
 
 def who(site, kind):
     return site.leaf if kind == "device" else site.modules["receiver"]
-
-
-def twin(manager, identity):
-    if identity.module:
-        return manager.get_module_twin(identity.device, identity.module)
-    return manager.get_twin(identity.device)
-
-
-def desire(manager, identity, properties):
-    change = Twin(properties=TwinProperties(desired=properties))
-    if identity.module:
-        return manager.update_module_twin(identity.device, identity.module, change, "*")
-    return manager.update_twin(identity.device, change, "*")
-
-
-def invoke(manager, identity, name, payload):
-    call = CloudToDeviceMethod(method_name=name, payload=payload, response_timeout_in_seconds=30)
-    if identity.module:
-        return manager.invoke_device_module_method(identity.device, identity.module, call)
-    return manager.invoke_device_method(identity.device, call)
 
 
 @pytest.mark.parametrize("kind", ["device", "module"])
@@ -153,4 +125,3 @@ def test_messages_of_the_cloud_reach_the_device_also_after_it_was_away(site, man
                 "the cloud's queue is empty",
                 lambda: manager.get_device(identity.device).cloud_to_device_message_count == 0,
             )
-    manager.amqp_svc_client.disconnect_sync()

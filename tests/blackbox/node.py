@@ -34,6 +34,18 @@ def modules():
     return folder / "node_modules"
 
 
+def service(connection_string, root_file, transport, *arguments):
+    """One run of the service SDK; the lines that it tells."""
+    done = subprocess.run(
+        ["node", str(SOURCE / "service.js"), transport, connection_string, *arguments],
+        env={"PATH": os.environ["PATH"], "NODE_PATH": str(modules()), "NODE_EXTRA_CA_CERTS": str(root_file)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        timeout=RUN_SECS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout.splitlines()
+
+
 class Client:
     """A running SDK client; what it tells is in `lines`."""
 

@@ -84,22 +84,27 @@ class Cloud:
         self.amqp_port, self.https_port = free_port(self.address), free_port(self.address)
         self.process = None
 
+    @property
+    def host_name(self):
+        """By which identities and tokens know it."""
+        return CLOUD_HOST
+
     def create_identity(self, device, module=None, *flags):
         """The identity made; for an edge device that is its hub module."""
-        arguments = ["cloud", "identity", "create", "--data-dir", self.data, "--host-name", CLOUD_HOST]
+        arguments = ["cloud", "identity", "create", "--data-dir", self.data, "--host-name", self.host_name]
         arguments += ["--device-id", device]
         if module:
             arguments += ["--module-id", module]
         done = process.run([*arguments, *flags])
         assert done.returncode == 0, f"identity {device}/{module}: {done.stderr}"
         made = Identity.parse(done.stdout)
-        assert (made.host, made.device) == (CLOUD_HOST, device), made.connection_string()
+        assert (made.host, made.device) == (self.host_name, device), made.connection_string()
         return made
 
     def start(self):
         self.process = Process(
             "cloud",
-            ["cloud", "--data-dir", self.data, "--host-name", CLOUD_HOST, "--certificate", self._chain,
+            ["cloud", "--data-dir", self.data, "--host-name", self.host_name, "--certificate", self._chain,
              "--private-key", self._key, "--amqp-listen", f"{self.address}:{self.amqp_port}",
              "--https-listen", f"{self.address}:{self.https_port}"],
             {}, self._log,
@@ -135,7 +140,8 @@ class Cloud:
 class Site:
     """Cloud, hub, and TCP proxies between them."""
 
-    def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None, max_size_bytes=None, storage=None):
+    def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None, max_size_bytes=None, storage=None,
+                 cloud=None):  # fmt: skip
         self.folder = folder
         self.authority = Authority(folder)
         self.address = free_address()
@@ -147,11 +153,11 @@ class Site:
         self.set_routes(routes)
         self.storage = storage or folder / "storage"
         self.storage.mkdir(exist_ok=True)
-        self.cloud = Cloud(folder, self.authority)
+        self.cloud = (cloud or Cloud)(folder, self.authority)
         self._hub_identity = self.cloud.create_identity(EDGE, None, "--edge-enabled")
         self.leaves = [self.cloud.create_identity(leaf, None, "--parent", EDGE) for leaf in LEAVES]
         self.modules = {name: self.cloud.create_identity(EDGE, name) for name in MODULES}
-        self.stranger = Identity(CLOUD_HOST, "stranger", None, self.leaves[0].key)
+        self.stranger = Identity(self.cloud.host_name, "stranger", None, self.leaves[0].key)
         self.cloud.start()
         self.amqp_link = Proxy((self.cloud.address, self.cloud.amqp_port))
         self.https_link = Proxy((self.cloud.address, self.cloud.https_port))

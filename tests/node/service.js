@@ -42,7 +42,7 @@ const verbs = {
   },
 
   // A message with feedback; ends when the feedback is there.
-  async send(device, body, id) {
+  async send(device, body, id, livesMillis) {
     await client.open();
     const { result: receiver } = await client.getFeedbackReceiver();
     const feedback = new Promise((resolve) => {
@@ -53,6 +53,7 @@ const verbs = {
     const message = new Message(body);
     message.messageId = id;
     message.ack = 'full';
+    if (livesMillis) message.expiryTimeUtc = Date.now() + Number(livesMillis);
     message.properties.add('marker', 'm 1');
     await client.send(device, message);
     tell('sent', id);

@@ -14,6 +14,8 @@ DURABILITY ?= sync
 KILLS ?= 100
 MODEL_CASES ?= 2000
 FULL_SECS ?= 180
+# Messages on one AMQP link in the long form.
+AMQP_MESSAGES ?= 100000
 
 .PHONY: help demo test test-rust test-blackbox soak bench load compare fuzz setup setup-tests lint deny doc
 
@@ -55,6 +57,7 @@ soak: setup $(VENV)/requirements
 	EDGEHUB_MODEL_CASES=$(MODEL_CASES) $(CARGO) test -p edgehub-storage --test model -- --nocapture
 	$(CARGO) build --workspace --bins
 	EDGEHUB_TEST_FULL_SECS=$(FULL_SECS) EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests/test_store_full.py
+	EDGEHUB_TEST_AMQP_MESSAGES=$(AMQP_MESSAGES) EDGEHUB_PROGRAM=$(abspath $(PROGRAM)) $(VENV)/bin/python -m pytest tests/test_amqp_raw.py
 
 # The stamp is written last: an interrupted installation is repeated.
 $(VENV)/requirements: tests/requirements.txt | setup

@@ -21,7 +21,6 @@ use fe2o3_amqp::{Receiver, Sender};
 use recording::{DEADLINE, Recording, until};
 use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 fn limits() -> AmqpLimits {
@@ -272,26 +271,6 @@ async fn a_connection_on_which_nobody_logs_in_is_closed() {
     serving.await.expect("no panic");
     let elapsed = started.elapsed().as_secs();
     assert!((100..110).contains(&elapsed), "{elapsed}");
-}
-
-#[tokio::test]
-async fn logins_for_which_there_is_no_room_wait_for_their_turn() {
-    let limits = AmqpLimits { logins_max: 1, ..limits() };
-    let mut site = Site::with(strict(), limits, "d0").await;
-    let mut attaching = JoinSet::new();
-    let names: Vec<_> = (0..32).map(|number| format!("d{number}")).collect();
-    for name in &names {
-        site.cbs.put_good(name).await;
-        let mut session = Session::begin(&mut site.connection).await.expect("begun");
-        let name = name.clone();
-        attaching.spawn(async move {
-            let link = telemetry(&mut session, "up", &name).await;
-            (session, link)
-        });
-    }
-    // All ask at once; none is refused.
-    let links = timeout(DEADLINE, attaching.join_all()).await.expect("in time");
-    assert_eq!((links.len(), site.recording.state.lock().logins.len()), (32, 32));
 }
 
 #[tokio::test]

@@ -1,13 +1,10 @@
-"""The AMQP head as raw clients use it: rhea from JavaScript, and the C library uAMQP below its Python binding."""
+"""The AMQP head as a raw client uses it: rhea."""
 
 import copy
 import json
 import os
-from datetime import timedelta
 
 import pytest
-import uamqp
-from uamqp import authentication
 
 from blackbox import raw
 from blackbox.identity import Identity
@@ -75,27 +72,6 @@ def test_many_messages_on_one_link_of_rhea_arrive_once_and_in_order(site):
     )
     assert told["ends"] == {"accepted": MESSAGES, "rejected": 0, "released": 0, "modified": 0}
     assert_numbers(arrived(site, "pipeline", MESSAGES), site.leaf, MESSAGES)
-
-
-def test_many_messages_on_one_link_of_uamqp_arrive_once_and_in_order(site):
-    identity, count = site.leaves[1], MESSAGES // 4
-    target = raw.node_of(identity)
-    auth = authentication.SASTokenAuth(
-        target["audience"], f"amqps://{site.address}{target['events']}", identity.token(), port=raw.AMQP_PORT,
-        verify=str(site.authority.root), token_type=b"servicebus.windows.net:sastoken",
-        expires_in=timedelta(hours=1),
-    )  # fmt: skip
-    client = uamqp.SendClient(f"amqps://{site.address}{target['events']}", auth=auth)
-    try:
-        for number in range(count):
-            message = uamqp.Message(str(number).encode())
-            message.application_properties = {b"marker": b"uamqp"}
-            client.queue_message(message)
-        results = client.send_all_messages(close_on_done=False)
-    finally:
-        client.close()
-    assert results == [uamqp.constants.MessageState.SendComplete] * count
-    assert_numbers(arrived(site, "uamqp", count), identity, count)
 
 
 def test_a_thousand_identities_share_one_connection(site):

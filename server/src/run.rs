@@ -36,7 +36,7 @@ pub struct Prepared {
     /// Where the hub's configuration comes from.
     pub source: Source,
     /// The server certificate; present whenever a TLS listener is on. One of the workload API comes with
-    /// [`provide`].
+    /// the start.
     pub certificate: Option<Arc<ServerCertificate>>,
     /// The trust bundle, by which clients and the upstream are judged; from the same place.
     pub bundle: Vec<CertificateDer<'static>>,

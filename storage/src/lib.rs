@@ -152,3 +152,8 @@ pub use record::{
 pub use registry::QUEUES_MAX;
 pub use space::{Space, SpaceReason, SpaceState};
 pub use store::{Commit, REQUEST_MAX_BYTES, Store, StoreSizes};
+
+/// The example of the README is tested with those of this crate.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

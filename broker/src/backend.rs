@@ -78,7 +78,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`PublishError::TooLarge`], or [`PublishError::Malformed`] for a blank output name.
     fn check(&self, client: &Self::Client, message: &Message) -> Result<(), PublishError>;
 
-    /// Puts messages in line: all or none of them. Waits while the store has no room for more requests.
+    /// Puts messages in line: all or none of them. Waits while the store has no room for more requests. Once messages
+    /// of an MQTT client were not stored, no later ones of that connection are, or they would overtake: the head closes it.
     ///
     /// # Errors
     /// When the store is closed.

@@ -110,6 +110,11 @@ impl Window {
         Self { settler: Settler::new(), deliveries: InFlight::new() }
     }
 
+    /// Whether something of this priority, or of a less urgent one, is under way.
+    fn has_from(&self, level: u32) -> bool {
+        self.deliveries.iter().any(|delivery| delivery.level >= level)
+    }
+
     /// What the head kept back at first has its time from when it was sent.
     fn note_sent(&mut self) {
         for (tag, sent_at) in self.settler.take_sent() {
@@ -260,7 +265,12 @@ impl ModulePump {
                 continue;
             }
             let late_at = window.deliveries.oldest().map(|oldest| oldest.sent_at + self.options.ack_timeout);
-            let lift_at = self.hold.map(|hold| hold.until).filter(|until| *until > Instant::now());
+            // A pause that is over waits for the answers of what is under way, and for nothing else: if it ended since it
+            // was looked at, it is looked at again at once.
+            let lift_at = self
+                .hold
+                .filter(|hold| hold.until > Instant::now() || !window.has_from(hold.level))
+                .map(|hold| hold.until);
             let wake_at = late_at.into_iter().chain(lift_at).min();
             tokio::select! {
                 outcomes = window.settler.settled() => self.settle(outcomes, &mut window),
@@ -411,8 +421,7 @@ impl ModulePump {
     /// again from the first entry that is not settled.
     fn lift_hold(&mut self, window: &Window) {
         let Some(Hold { level, until }) = self.hold else { return };
-        let waits = || window.deliveries.iter().any(|delivery| delivery.level >= level);
-        if Instant::now() >= until && !waits() {
+        if Instant::now() >= until && !window.has_from(level) {
             self.hold = None;
             self.reader.rewind_from(level);
         }

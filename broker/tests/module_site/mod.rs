@@ -115,7 +115,7 @@ pub(crate) async fn connect(hub: &Hub, identity: &str) -> Module {
         auth_chain: None,
         product_info: "".into(),
         model_id: None,
-        protocol: Protocol::Mqtt,
+        protocol: Protocol::Amqp,
         peer: None,
     };
     let client = hub.login(login, sender.clone()).await.unwrap();

@@ -95,7 +95,7 @@ async fn clients_are_shown_and_sent_away() {
         .collect();
     assert_eq!(
         shown,
-        [("edge1/filter".into(), Protocol::Mqtt, true), ("leaf1".into(), Protocol::Mqtt, false)]
+        [("edge1/filter".into(), Protocol::Amqp, true), ("leaf1".into(), Protocol::Amqp, false)]
     );
     let filter_id = Identity::module("edge1", "filter").unwrap();
     assert!(hub.client(&filter_id).unwrap().takes_inputs);

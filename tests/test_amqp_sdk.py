@@ -9,7 +9,12 @@ from blackbox.service import NamedByAddress, Service, manager_of
 from blackbox.site import WEBSOCKETS
 from conftest import running_site
 
-SETTINGS = {**WEBSOCKETS, "amqpSettings__enabled": "true", "ReportedPropertiesSyncFrequencySecs": "1"}
+SETTINGS = {
+    **WEBSOCKETS,
+    "amqpSettings__enabled": "true",
+    "ReportedPropertiesSyncFrequencySecs": "1",
+    "MinTwinSyncPeriodSecs": "0",  # a change made before the upstream tells of changes is found by comparing
+}
 ROUTES = {
     "everything": "FROM /messages/* INTO $upstream",
     "inputs": 'FROM /messages/* WHERE wanted = "input" INTO BrokeredEndpoint("/modules/receiver/inputs/in")',

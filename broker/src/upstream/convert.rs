@@ -19,7 +19,7 @@ use crate::message::{
 };
 
 /// The one interface id that is passed on: security messages.
-const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
+pub(super) const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
 
 /// Room for the sections in front of a body; larger ones grow.
 const HEAD_BYTES: usize = 256;
@@ -34,7 +34,7 @@ const RECEIVED_BYTES_MAX: u64 = 1 << 20;
 const RECEIVED_CREDIT: u32 = 50;
 
 /// Longest name of a method, in bytes.
-const METHOD_NAME_BYTES_MAX: usize = 1_024;
+pub(super) const METHOD_NAME_BYTES_MAX: usize = 1_024;
 
 /// A link of an identity: `chain` is its auth chain, `channel` the same for all links of its session.
 pub(super) fn link(

@@ -29,7 +29,7 @@ pub(crate) const HELD_MESSAGES_MAX: usize = 4_096;
 /// Bytes of records that all lanes hold together; one message more may exceed it.
 pub(crate) const HELD_BYTES_MAX: usize = 16 << 20;
 
-/// Transfers of one lane without an answer.
+/// Transfers of one lane without an answer, unless the protocol allows for more.
 pub(crate) const LANE_TRANSFERS_MAX: usize = 16;
 
 /// Largest sum of message sizes in one transfer.
@@ -49,6 +49,7 @@ pub(crate) struct Lanes {
     /// When lanes are to be read again, in order of time.
     wakes: BTreeSet<(Instant, LaneId)>,
     batch_max: usize,
+    transfers_max: usize,
     backoff: BackoffOptions,
 }
 
@@ -76,8 +77,14 @@ impl Lanes {
             in_flight: 0,
             wakes: BTreeSet::new(),
             batch_max: batch_max.max(1),
+            transfers_max: LANE_TRANSFERS_MAX,
             backoff,
         }
+    }
+
+    /// The same with another number of transfers of one lane without an answer.
+    pub(crate) fn with_transfers_max(self, transfers_max: usize) -> Self {
+        Self { transfers_max, ..self }
     }
 
     /// How many more messages may be read, 0 when the lanes are full.
@@ -144,7 +151,7 @@ impl Lanes {
     pub(crate) fn is_ready(&self, lane: LaneId) -> bool {
         let lane = &self.lanes[lane.0];
         let alone = lane.pending.front().is_some_and(|queued| queued.alone);
-        let transfers_max = if alone { 1 } else { LANE_TRANSFERS_MAX };
+        let transfers_max = if alone { 1 } else { self.transfers_max };
         !lane.pending.is_empty() && lane.set_aside.is_empty() && lane.sent.len() < transfers_max
     }
 

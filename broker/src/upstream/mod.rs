@@ -1,4 +1,5 @@
-//! The way up: one AMQP 1.0 connection, a session with its links per identity, and the supervisor that keeps it alive.
+//! The way up: one AMQP 1.0 connection with a session and its links per identity, or an MQTT connection per identity, and
+//! the supervisor that keeps it alive.
 //!
 //! One task owns all of it, so nothing is locked and nothing is handed over: it reads the queues of the upstream
 //! endpoint, sorts what it read into lanes (one per sender), sends what the links' credit allows, and settles what
@@ -14,7 +15,9 @@
 //! | --- | --- |
 //! | `supervisor` | the states connecting, up, throttled, backing off; the list of all deadlines |
 //! | `dial` | name look-up, the addresses in turn, TCP and TLS |
-//! | `uplink` | one connection: what arrives, and what does not |
+//! | `way` | the seam between the supervisor and both ways: `uplink` and `mqtt` |
+//! | `mqtt` | a connection per identity over MQTT |
+//! | `uplink` | one connection over AMQP: what arrives, and what does not |
 //! | `remote` | one identity on it: its session and links |
 //! | `watchdog` | who gets nowhere, and how far up to start anew |
 //! | `failure` | why a connection failed, in stable names |
@@ -39,6 +42,7 @@ mod failure;
 mod fates;
 mod lane;
 mod lanes;
+mod mqtt;
 mod outbox;
 pub mod plain;
 mod remote;
@@ -51,6 +55,7 @@ mod uplink;
 mod verdict;
 mod wants;
 mod watchdog;
+mod way;
 mod work;
 
 use std::sync::Arc;
@@ -76,9 +81,9 @@ pub struct UpstreamOptions {
     pub kind: UpstreamKind,
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
-    /// Port that is dialled: 5671 as a rule, 443 for WebSockets.
+    /// Port that is dialled: 5671 as a rule, 8883 for MQTT, 443 for WebSockets.
     pub port: u16,
-    /// What carries AMQP.
+    /// What carries AMQP or MQTT.
     pub transport: Transport,
     /// Host of the cloud hub, in the names of tokens.
     pub hub_host: String,

@@ -31,11 +31,10 @@ use super::control::{ControlPeer, Request};
 use super::dial::dial;
 use super::failure::Failure;
 use super::status::{Load, StatusBoard};
-use super::uplink::Uplink;
+use super::way::Way;
 use super::work::Work;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use crate::delivery::{Backoff, Losses, QueueReader};
-use crate::dial::UpstreamStream;
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
@@ -86,7 +85,8 @@ impl Supervisor {
     ) -> Self {
         let address = format!("{}:{}", options.host, options.port);
         let board = StatusBoard::new(address, options.identity.to_string());
-        let work = Work::new(options.transfer_max(), options.backoff, control.downward);
+        let work = Work::new(options.transfer_max(), options.backoff, control.downward)
+            .with_transfers_max(options.transfers_max());
         let backoff = Backoff::with(options.backoff);
         Self {
             options,
@@ -148,8 +148,9 @@ impl Supervisor {
             Some(Err(failure)) => return End::Failed(failure),
             Some(Ok(dialled)) => dialled,
         };
-        let (stream, address) = (dialled.stream, dialled.address);
-        let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone(), self.losses.clone());
+        let address = dialled.address;
+        let (store, losses) = (self.store.clone(), self.losses.clone());
+        let mut uplink = Way::new(dialled, avoid, self.options.clone(), store, losses, &mut self.work);
         let mut up_since = None;
         let end = self.serve(&mut uplink, &mut up_since).await;
         let lasted = |since: Instant| since.elapsed() >= Duration::from_secs(GOOD_CONNECTION_SECS);
@@ -172,7 +173,7 @@ impl Supervisor {
         end
     }
 
-    async fn serve(&mut self, uplink: &mut Uplink<UpstreamStream>, up_since: &mut Option<Instant>) -> End {
+    async fn serve(&mut self, uplink: &mut Way, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
         let mut look = Instant::now() + look_every;
         // Whether there may be something to read, and whether reading failed since the last look.
@@ -252,7 +253,7 @@ impl Supervisor {
                 may_wake = self.work.reader.as_ref().is_some_and(QueueReader::is_fresh);
             }
             // Last, so that nothing of this turn waits for the next one to be asked for.
-            if let Err(failure) = uplink.put_tokens(&self.work.lanes) {
+            if let Err(failure) = uplink.log_in(&mut self.work) {
                 return End::Failed(failure);
             }
             let wake = self.work.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
@@ -288,7 +289,7 @@ impl Supervisor {
         }
     }
 
-    fn show(&mut self, uplink: &Uplink<UpstreamStream>, now: Instant) {
+    fn show(&mut self, uplink: &Way, now: Instant) {
         self.show_load(uplink.sessions());
         if let Some(reason) = uplink.throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);

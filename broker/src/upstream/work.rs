@@ -34,6 +34,11 @@ impl Work {
         }
     }
 
+    /// The same with another number of transfers of one sender without an answer.
+    pub(super) fn with_transfers_max(self, transfers_max: usize) -> Self {
+        Self { lanes: self.lanes.with_transfers_max(transfers_max), ..self }
+    }
+
     /// The connection is gone: all is read again, and all that is wanted is asked for again.
     pub(super) fn reset(&mut self) {
         self.lanes.reset();

@@ -66,6 +66,7 @@ pub(crate) struct Knobs {
     pub(crate) senders: usize,
     pub(crate) lower_share_percent: u8,
     pub(crate) backoff: BackoffOptions,
+    pub(crate) kind: UpstreamKind,
 }
 
 impl Default for Knobs {
@@ -76,6 +77,7 @@ impl Default for Knobs {
             senders: 0,
             lower_share_percent: 0,
             backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+            kind: UpstreamKind::Hub,
         }
     }
 }
@@ -95,7 +97,7 @@ pub(crate) fn upstream_options(
     let scope = Arc::new(scope);
     let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
     let options = UpstreamOptions {
-        kind: UpstreamKind::Hub,
+        kind: knobs.kind.clone(),
         host: "localhost".into(),
         port,
         transport: Transport::Tls,
@@ -206,6 +208,14 @@ impl Site {
             })
             .collect();
         self.hub.publish(client, messages).await.unwrap().await.unwrap();
+    }
+
+    /// Publishes a message of `body_bytes`, with a property of `escapes` bytes that MQTT escapes.
+    pub(crate) async fn publish_large(&self, client: &mut HubClient, body_bytes: usize, escapes: usize) {
+        let text = "/".repeat(escapes);
+        let properties = Properties::copied_from([(PropertyName::Application("level"), text.as_str())]);
+        let message = Message::new(self.hub.sender(client), properties, Bytes::from(vec![b'1'; body_bytes]));
+        self.hub.publish(client, vec![message]).await.unwrap().await.unwrap();
     }
 
     /// The account of a queue; nothing may be unexplained anywhere.

@@ -46,6 +46,8 @@ def test_each_fault_is_its_own_line(site, tmp_path):
         ({"usePersistentStorage": "false"}, "store", "warning", "lost when the process ends"),
         ({"EDGEHUB_UPSTREAM__HOST": "nowhere.invalid"}, "names", "error", "nowhere.invalid"),
         ({"EDGEHUB_UPSTREAM__AMQP_PORT": 1}, "upstream_amqp", "error", "127.0.0.1:1 is not reached"),
+        ({"UpstreamProtocol": "Mqtt", "EDGEHUB_UPSTREAM__MQTT_PORT": 1},
+         "upstream_mqtt", "error", "127.0.0.1:1 is not reached"),
         ({"EdgeHubDevTrustBundleFile": "", "EDGEHUB_UPSTREAM__TRUST_FILE": other.root},
          "upstream_amqp", "error", "not trusted"),
         ({"RuntimeLogLevle": "debug"}, "settings", "warning", "RuntimeLogLevle"),

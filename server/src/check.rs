@@ -90,7 +90,7 @@ fn report(options: &CheckOptions) -> Result<Report, Failure> {
                 local::disk(&settings),
                 network::clock(reached.upstream_time),
                 reached.names,
-                reached.amqp,
+                reached.messages,
                 reached.https,
                 routes,
             ]

@@ -232,14 +232,14 @@ fn way_up(settings: &UpstreamSettings) -> WayUp {
             transport: if url.tls { Transport::Tls } else { Transport::Tcp },
         };
     }
-    let (transport, port) = match settings.protocol {
-        UpstreamProtocol::Amqp => (Transport::Tls, settings.amqp_port),
-        UpstreamProtocol::AmqpWs => {
-            let proxy = settings.proxy.clone();
-            (Transport::WebSocket { proxy }, settings.https_port)
-        }
+    let web_socket = || Transport::WebSocket { proxy: settings.proxy.clone() };
+    let (kind, transport, port) = match settings.protocol {
+        UpstreamProtocol::Amqp => (UpstreamKind::Hub, Transport::Tls, settings.amqp_port),
+        UpstreamProtocol::AmqpWs => (UpstreamKind::Hub, web_socket(), settings.https_port),
+        UpstreamProtocol::Mqtt => (UpstreamKind::MqttHub, Transport::Tls, settings.mqtt_port),
+        UpstreamProtocol::MqttWs => (UpstreamKind::MqttHub, web_socket(), settings.https_port),
     };
-    WayUp { kind: UpstreamKind::Hub, host: settings.host.as_str().to_owned(), port, transport }
+    WayUp { kind, host: settings.host.as_str().to_owned(), port, transport }
 }
 
 fn open_store(settings: &Settings) -> Result<Store, Failure> {

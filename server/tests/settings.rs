@@ -58,6 +58,7 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!(settings.mqtt.keep_alive_max, Duration::from_secs(600));
     assert_eq!(settings.upstream.host.as_str(), "h.example");
     assert_eq!((settings.upstream.amqp_port, settings.upstream.https_port), (5671, 443));
+    assert_eq!(settings.upstream.mqtt_port, 8883);
     assert_eq!(settings.upstream.batch_max, 10);
     assert_eq!(settings.delivery.module_window, 16);
     assert!(!settings.routing.strict);
@@ -207,7 +208,6 @@ fn ignored_and_mapped_settings_say_why() {
     let (settings, notices) = with_environment(&[
         ("StorageFolder", "/x"),
         ("OptimizeForPerformance", "false"),
-        ("UpstreamProtocol", "Mqtt"),
         ("mqttSettings__ThreadCount", "1"),
         ("experimentalFeatures__nestedEdgeEnabled", "true"),
         ("EnableRoutingLogging", "  "),
@@ -224,8 +224,6 @@ fn ignored_and_mapped_settings_say_why() {
              does not exist",
             "setting mqttSettings:ThreadCount (environment variable mqttSettings__ThreadCount) is taken in a \
              different way: read as listen.threads where that is not given",
-            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
-             is used: the upstream is not spoken to in MQTT",
         ]
     );
 }
@@ -277,8 +275,8 @@ fn the_way_up_takes_websockets_and_a_proxy() {
     for (text, protocol, notices) in [
         ("Amqp", UpstreamProtocol::Amqp, 0),
         ("AMQPWS", UpstreamProtocol::AmqpWs, 0),
-        ("mqtt", UpstreamProtocol::Amqp, 1),
-        ("MqttWs", UpstreamProtocol::AmqpWs, 1),
+        ("mqtt", UpstreamProtocol::Mqtt, 0),
+        ("MqttWs", UpstreamProtocol::MqttWs, 0),
         ("Http", UpstreamProtocol::Amqp, 1),
     ] {
         let (settings, told) = with_environment(&[("UpstreamProtocol", text), ("StorageFolder", "/x")]);

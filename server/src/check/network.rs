@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Checked, Verdict};
 use crate::certificate::upstream_config;
-use crate::settings::Settings;
+use crate::settings::{Settings, UpstreamProtocol};
 
 /// Longest part of an answer that is read for its date, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -29,8 +29,8 @@ const EARLIEST_UNIX_SECS: i64 = 1_735_689_600;
 pub(super) struct Reached {
     /// Names that must be known.
     pub(super) names: Checked,
-    /// The upstream's AMQP port.
-    pub(super) amqp: Checked,
+    /// The port on which messages go up.
+    pub(super) messages: Checked,
     /// Its HTTPS port.
     pub(super) https: Checked,
     /// What time it is there.
@@ -42,13 +42,17 @@ pub(super) async fn reach(settings: &Settings, limit: Duration) -> Reached {
     let upstream = &settings.upstream;
     let host = upstream.host.as_str();
     let names = names(settings, limit).await;
-    let amqp = match connect(settings, upstream.amqp_port, limit).await {
-        Ok(_) => Checked::new(
-            "upstream_amqp",
-            Verdict::Ok,
-            format!("{host}:{} is reached, its certificate is trusted", upstream.amqp_port),
-        ),
-        Err(text) => Checked::new("upstream_amqp", Verdict::Error, text),
+    let (check, port) = match upstream.protocol {
+        UpstreamProtocol::Amqp => ("upstream_amqp", upstream.amqp_port),
+        UpstreamProtocol::AmqpWs => ("upstream_amqp", upstream.https_port),
+        UpstreamProtocol::Mqtt => ("upstream_mqtt", upstream.mqtt_port),
+        UpstreamProtocol::MqttWs => ("upstream_mqtt", upstream.https_port),
+    };
+    let messages = match connect(settings, port, limit).await {
+        Ok(_) => {
+            Checked::new(check, Verdict::Ok, format!("{host}:{port} is reached, its certificate is trusted"))
+        }
+        Err(text) => Checked::new(check, Verdict::Error, text),
     };
     let (https, upstream_time) = match connect(settings, upstream.https_port, limit).await {
         Ok(stream) => {
@@ -58,7 +62,7 @@ pub(super) async fn reach(settings: &Settings, limit: Duration) -> Reached {
         }
         Err(text) => (Checked::new("upstream_https", Verdict::Error, text), None),
     };
-    Reached { names, amqp, https, upstream_time }
+    Reached { names, messages, https, upstream_time }
 }
 
 /// The clock of this machine, beside that of the upstream where it was told.

@@ -213,6 +213,7 @@ const KNOWN: &[KnownSetting] = &[
     KnownSetting { name: "upstream:url", effect: Effect::Used, own: true, secret: true },
     own("upstream:address"),
     own("upstream:amqp_port"),
+    own("upstream:mqtt_port"),
     own("upstream:https_port"),
     own("upstream:trust_file"),
     own("store:durability"),

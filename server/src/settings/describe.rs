@@ -204,7 +204,8 @@ const DESCRIPTIONS: &[Description] = &[
     choice(
         "UpstreamProtocol",
         &["Amqp", "AmqpWs", "Mqtt", "MqttWs"],
-        "`Amqp` (TLS on `upstream.amqp_port`) or `AmqpWs` (WebSocket on `upstream.https_port`). For `Mqtt` and `MqttWs` these two are taken.",
+        "`Amqp` (TLS on `upstream.amqp_port`), `Mqtt` (TLS on `upstream.mqtt_port`), `AmqpWs` or `MqttWs` (WebSocket on `upstream.https_port`). AMQP has one \
+         connection for all identities, MQTT one for each.",
     ),
     text(
         "https_proxy",
@@ -284,7 +285,8 @@ const DESCRIPTIONS: &[Description] = &[
         "Of kind `amqp`: the address that messages go to; `{deviceId}` and `{moduleId}` are those of the sender.",
     ),
     integer("upstream:amqp_port", 1, 65_535, "Port of AMQP over TLS."),
-    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities and `AmqpWs`."),
+    integer("upstream:mqtt_port", 1, 65_535, "Port of MQTT over TLS."),
+    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities, `AmqpWs` and `MqttWs`."),
     text("upstream:trust_file", "PEM file with further roots for the upstream."),
     choice(
         "store:durability",

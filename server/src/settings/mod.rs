@@ -167,9 +167,11 @@ pub struct UpstreamSettings {
     pub host: HostName,
     /// Port of AMQP over TLS.
     pub amqp_port: u16,
-    /// Port of HTTPS, and of AMQP in WebSockets.
+    /// Port of MQTT over TLS.
+    pub mqtt_port: u16,
+    /// Port of HTTPS, and of AMQP and MQTT in WebSockets.
     pub https_port: u16,
-    /// What carries AMQP (`UpstreamProtocol`).
+    /// What carries messages (`UpstreamProtocol`).
     pub protocol: UpstreamProtocol,
     /// The proxy of HTTPS and WebSockets (`https_proxy`, `no_proxy`).
     pub proxy: Option<Arc<HttpProxy>>,
@@ -464,6 +466,7 @@ impl UpstreamSettings {
         Ok(Self {
             host: values.host("upstream:host")?.unwrap_or_else(|| hub.upstream_host().clone()),
             amqp_port: values.integer("upstream:amqp_port", 1..=u16::MAX)?,
+            mqtt_port: values.integer("upstream:mqtt_port", 1..=u16::MAX)?,
             https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
             protocol: values.upstream_protocol(),
             proxy: values.proxy()?,

@@ -119,6 +119,8 @@ def test_devices_and_modules_through_an_outage(site):
         send(sender, 0, 40)
         wait.until("the upstream is connected", lambda: site.status()["upstream"]["state"] == "up", DEADLINE_SECS)
         check_all(site.cloud, site.leaf, 40)
+        check_all(site.cloud, module, 40)
+        site.wait_drained()
         site.cut_upstream()
         send(leaf, 40, 100)
         send(sender, 40, 100)

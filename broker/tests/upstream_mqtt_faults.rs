@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use edgehub_broker::backend::{CloseReason, Command};
 use edgehub_broker::upstream::{UpstreamKind, UpstreamState};
-use recording::{Recording, until};
+use recording::{DEADLINE, Recording, until};
+use tokio::time::Instant;
 use upstream_peers::faults::{Fault, Network};
 use upstream_peers::{Server, tls};
 use upstream_site::{Knobs, QUEUE, assert_in_order, identity, site};
@@ -35,17 +36,26 @@ async fn a_connection_that_is_closed_again_and_again_heals_alone() {
     let site = site(server.port, client_tls, &mqtt());
     let mut m1 = site.connect("edge1/m1").await;
     let mut m2 = site.connect("edge1/m2").await;
+    let mut count = 0;
     for step in 0..5 {
-        site.publish(&mut m1, "out", step * 100..step * 100 + 100).await;
-        site.publish(&mut m2, "out", step * 100..step * 100 + 100).await;
-        until("it is connected", || logins(&cloud, "edge1/m1") > step as usize).await;
+        site.publish(&mut m1, "out", count..count + 100).await;
+        site.publish(&mut m2, "out", count..count + 100).await;
+        count += 100;
+        until("it is connected", || logins(&cloud, "edge1/m1") > step).await;
         // As when its token has expired.
         cloud.command("edge1/m1", Command::Close(CloseReason::Unauthorized)).await;
-        until("it comes back", || logins(&cloud, "edge1/m1") > step as usize + 1).await;
+        // Whoever has nothing to send stays away.
+        let deadline = Instant::now() + DEADLINE;
+        while logins(&cloud, "edge1/m1") == step + 1 {
+            assert!(Instant::now() < deadline, "{:?}", site.upstream());
+            site.publish(&mut m1, "out", count..count + 1).await;
+            site.publish(&mut m2, "out", count..count + 1).await;
+            count += 1;
+        }
     }
-    site.delivered(QUEUE, 1_000).await;
-    assert_in_order(&cloud.numbers("edge1/m1"), 500);
-    assert_eq!(cloud.numbers("edge1/m2"), (0..500).collect::<Vec<_>>());
+    site.delivered(QUEUE, 2 * u64::from(count)).await;
+    assert_in_order(&cloud.numbers("edge1/m1"), count);
+    assert_eq!(cloud.numbers("edge1/m2"), (0..count).collect::<Vec<_>>());
     assert_eq!((logins(&cloud, "edge1/m2"), logins(&cloud, OWN)), (1, 1));
     assert_eq!(site.upstream().failures, 0);
 }
@@ -73,9 +83,9 @@ async fn connections_are_made_anew_with_a_fresh_token_and_nothing_goes_twice() {
     let (server_tls, client_tls) = tls();
     let cloud = Recording::default();
     let server = Server::mqtt_head(0, server_tls, cloud.clone()).await;
-    let patient = Duration::from_secs(500);
-    let site =
-        site(server.port, client_tls, &Knobs { idle_timeout: patient, operation_timeout: patient, ..mqtt() });
+    // Nobody answers for the twin of the hub here, and a ping must outlast a step.
+    let (idle_timeout, operation_timeout) = (Duration::from_secs(500), Duration::from_secs(5_000));
+    let site = site(server.port, client_tls, &Knobs { idle_timeout, operation_timeout, ..mqtt() });
     let mut m1 = site.connect("edge1/m1").await;
     // Half of the life of a token is half an hour; the second time would come at more than three quarters of the next.
     // In steps that are shorter than every deadline of either end.
@@ -87,12 +97,16 @@ async fn connections_are_made_anew_with_a_fresh_token_and_nothing_goes_twice() {
         tokio::time::advance(Duration::from_secs(25)).await;
         tokio::time::resume();
     }
-    // That of the hub is made anew more often: nobody answers for its twin here.
-    until("both are anew", || logins(&cloud, "edge1/m1") == 2 && logins(&cloud, OWN) >= 2).await;
+    let seen = || (logins(&cloud, "edge1/m1"), logins(&cloud, OWN));
+    let deadline = Instant::now() + DEADLINE;
+    while seen() != (2, 2) {
+        assert!(Instant::now() < deadline, "{:?} {:?}", seen(), site.upstream());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     site.publish(&mut m1, "out", STEPS..STEPS + 10).await;
     site.delivered(QUEUE, u64::from(STEPS) + 10).await;
     assert_eq!(cloud.numbers("edge1/m1"), (0..STEPS + 10).collect::<Vec<_>>());
-    assert_eq!(logins(&cloud, "edge1/m1"), 2);
+    assert_eq!(seen(), (2, 2));
     assert_eq!((site.upstream().failures, site.upstream().parked_senders), (0, 0));
 }
 

@@ -32,7 +32,7 @@
 //! | `twins`, `answers` | requests that wait for the upstream, and answers that it waits for |
 //! | [`plain`] | another AMQP broker in the place of a hub |
 //! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
-//! | `status` | what is shown of it |
+//! | `status`, `tell` | what is shown of it, and said of its identities |
 
 mod answers;
 pub mod control;
@@ -48,6 +48,7 @@ pub mod plain;
 mod remote;
 mod status;
 mod supervisor;
+mod tell;
 mod tokens;
 mod turns;
 mod twins;

@@ -26,6 +26,7 @@ use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::{LaneId, Lanes};
 use super::remote::{Phase, Remote};
+use super::tell;
 use super::tokens::{Holder, Tokens};
 use super::turns::Turns;
 use super::twins::Twins;
@@ -37,15 +38,12 @@ use crate::amqp::{
     Outcome, SessionId,
 };
 use crate::delivery::Losses;
-use crate::head::warn_limit::WarnLimit;
 
 /// A transfer without an answer for this many operation time-outs means that the link is dead.
 const ANSWER_TIMEOUTS: u32 = 2;
 
 /// A session without traffic and without wants for this long is ended; the next use opens it again.
 const IDLE_SECS: u64 = 3_600;
-
-static STALL_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// One connection to the upstream.
 pub(super) struct Uplink<S> {
@@ -338,12 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     ) -> Result<(), Failure> {
         let step = work.watchdog.stalled(lane, stall, now);
         let identity = work.identity(lane);
-        if let Some(others) = STALL_WARNINGS.admit() {
-            tracing::warn!(
-                code = "EH5008", %identity, step = step.as_str(), reason = stall.as_str(), others,
-                "Nothing gets on with the upstream; it is started anew from here"
-            );
-        }
+        tell::stalled(identity, stall, step);
         match (step, stall) {
             (WatchdogStep::Link, Stall::TwinUnanswered) => {
                 self.close_link(lane, LinkKind::TwinRequests);

@@ -4,22 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgehub_storage::DeadLetterReason;
-use metrics::counter;
 use tokio::time::{Instant, timeout};
 
 use super::super::control::ControlError;
 use super::super::dial::{Dialled, dial};
 use super::super::failure::{Failure, UpstreamCause};
 use super::super::lanes::{LaneId, Lanes};
+use super::super::tell;
 use super::super::work::Work;
 use super::connection::Connection;
 use super::packet::{self, ConnectAnswer};
 use super::remote::{Phase, Remote};
 use super::{CONNECTIONS_MAX, Connections, topic};
-use crate::head::warn_limit::WarnLimit;
 use crate::identity::{OWN_TOKEN_LIFE_SECS, SasToken};
-
-static IDENTITY_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// Connections that are being made at a time, from the name look-up to CONNACK.
 const CONNECTING_MAX: usize = 32;
@@ -350,14 +347,7 @@ impl Connections {
             true => Duration::ZERO,
             false => work.lanes.park(lane, Instant::now()),
         };
-        counter!("edgehub_operation_retry_total", "id" => "iothub", "operation" => "SendMessageToCloud")
-            .increment(1);
-        if let Some(others) = IDENTITY_WARNINGS.admit() {
-            tracing::warn!(
-                code = "EH5012", identity = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
-                "The upstream session of an identity failed and is made anew after a pause"
-            );
-        }
+        tell::failed(work.identity(lane), reason, pause);
         self.fail_control(lane, error, work);
         self.drop_remote(lane);
         pause

@@ -73,12 +73,12 @@ use super::dial::Dialled;
 use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::LaneId;
+use super::tell;
 use super::turns::Turns;
 use super::twins::Twins;
 use super::watchdog::{Stall, WatchdogStep};
 use super::work::Work;
 use crate::delivery::{Backoff, Losses};
-use crate::head::warn_limit::WarnLimit;
 
 use bell::Bells;
 use connect::{Dial, Rate};
@@ -96,8 +96,6 @@ const ANSWER_TIMEOUTS: u32 = 2;
 
 /// A connection without traffic and without wants for this long is closed; the next use opens it again.
 const IDLE_SECS: u64 = 3_600;
-
-static STALL_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// A method call is named by its `$rid`; a message by its connection and packet identifier.
 type Owed = Answers<String, (LaneId, u64, PacketId)>;
@@ -316,7 +314,8 @@ impl Connections {
             expired.iter().for_each(|queued| self.fates.expire(queued, reader));
         }
         self.look_at_own(work, now)?;
-        let (mut gone, mut late): (Vec<(LaneId, String)>, Vec<(LaneId, Stall)>) = (Vec::new(), Vec::new());
+        let mut late: Vec<(LaneId, Stall)> = Vec::new();
+        let mut gone: Vec<(LaneId, String)> = Vec::new();
         let (mut idle, mut renewing) = (Vec::new(), Vec::new());
         for (lane, remote) in &mut self.remotes {
             let (lane, over) = (*lane, |since: Instant, limit| now.duration_since(since) > limit);
@@ -371,12 +370,7 @@ impl Connections {
     ) -> Result<(), Failure> {
         let step = work.watchdog.stalled(lane, stall, now);
         let identity = work.identity(lane);
-        if let Some(others) = STALL_WARNINGS.admit() {
-            tracing::warn!(
-                code = "EH5008", %identity, step = step.as_str(), reason = stall.as_str(), others,
-                "Nothing gets on with the upstream; it is started anew from here"
-            );
-        }
+        tell::stalled(identity, stall, step);
         let text = format!("nothing gets on: {} ({identity})", stall.text());
         let failure = Failure::new(UpstreamCause::NoProgress, text);
         match step {

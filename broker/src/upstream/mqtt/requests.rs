@@ -1,12 +1,12 @@
 //! The control plane on the connections: twin requests up, notifications, method calls and cloud-to-device messages down.
 
-use metrics::counter;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::answers::Paid;
 use super::super::control::{self, ControlError, Request};
 use super::super::lanes::LaneId;
+use super::super::tell;
 use super::super::twins::{Answered, Ask};
 use super::super::work::Work;
 use super::Connections;
@@ -16,10 +16,6 @@ use super::topic::{self, Downward};
 use crate::amqp::SendError;
 use crate::backend::Outcome;
 use crate::head::mqtt::packet::Publish;
-use crate::head::warn_limit::WarnLimit;
-
-static DOWNWARD_WARNINGS: WarnLimit = WarnLimit::new();
-static FEATURE_WARNINGS: WarnLimit = WarnLimit::new();
 
 const TOO_LARGE: SendError = SendError::TooLarge { limit_bytes: SENT_BYTES_MAX as u64 };
 
@@ -135,13 +131,7 @@ impl Connections {
         let Some(feature) = remote.answered(packet_id, granted) else { return };
         remote.since = Instant::now();
         if !granted {
-            if let Some(others) = FEATURE_WARNINGS.admit() {
-                tracing::warn!(
-                    code = "EH5011", identity = %work.identity(lane), kind = ?feature, others,
-                    reason = "the subscription is refused",
-                    "The upstream does not serve what a client wants; it is asked again after a pause"
-                );
-            }
+            tell::not_served(work.identity(lane), feature, "the subscription is refused");
             remote.refused.push(feature);
             if feature == Feature::TwinAnswers {
                 self.twins.fail(lane, &ControlError::Unsupported);
@@ -191,9 +181,7 @@ impl Connections {
         let Some(downward) = topic::read(&identity, &publish) else {
             // It would come again, and be no more readable.
             self.acknowledge(lane, publish.packet_id);
-            if let Some(others) = DOWNWARD_WARNINGS.admit() {
-                tracing::warn!(code = "EH5009", %identity, what = "a topic", others, "The upstream sent what cannot be read");
-            }
+            tell::unreadable(&identity, "a topic");
             return;
         };
         match downward {
@@ -223,7 +211,7 @@ impl Connections {
                 let event = control::Downward::CloudToDevice { identity, message: Box::new(message), settle };
                 if !self.answers.has_room_for_delivery() || work.outbox.push(event).is_err() {
                     let text = "Too many messages from the cloud wait; one is given back";
-                    return refuse(lane, work, "message", text);
+                    return tell::no_room(work.identity(lane), "message", text);
                 }
                 if let Some(packet_id) = publish.packet_id {
                     self.answers.expect_delivery((lane, remote.epoch, packet_id), receiver);
@@ -247,7 +235,7 @@ impl Connections {
         let event = control::Downward::Method { identity, name, payload, answer };
         if !self.answers.has_room_for_call() || work.outbox.push(event).is_err() {
             // The caller hears nothing and gives up in its time.
-            return refuse(lane, work, "call", "Too many method calls wait; one is dropped");
+            return tell::no_room(work.identity(lane), "call", "Too many method calls wait; one is dropped");
         }
         if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.calls.insert(request_id.clone());
@@ -293,12 +281,5 @@ impl Connections {
         {
             connection.put(|out| packet::puback(out, packet_id));
         }
-    }
-}
-
-fn refuse(lane: LaneId, work: &Work, what: &'static str, text: &'static str) {
-    counter!("edgehub_upstream_refused_total", "kind" => what).increment(1);
-    if let Some(others) = DOWNWARD_WARNINGS.admit() {
-        tracing::warn!(code = "EH5010", identity = %work.identity(lane), others, "{text}");
     }
 }

@@ -101,7 +101,7 @@ impl Connections {
             let first = work.lanes.next_chunk(lane).next();
             let model_id = first.and_then(|queued| queued.message.sender.model_id.clone());
             if let Some(remote) = self.remotes.get_mut(&lane) {
-                remote.model_id = model_id;
+                remote.model_id = model_id.or(remote.model_id.take());
             }
             self.begin(lane, None);
         }
@@ -302,8 +302,11 @@ impl Connections {
     /// Makes the connection of an identity anew at once. Nothing of its messages may be under way.
     pub(super) fn reconnect(&mut self, lane: LaneId, work: &mut Work) {
         self.twins.fail(lane, &ControlError::Offline);
+        let model_id = self.remotes.get(&lane).and_then(|remote| remote.model_id.clone());
         self.drop_remote(lane);
-        self.remotes.insert(lane, Remote::new(work.identity(lane)));
+        let mut remote = Remote::new(work.identity(lane));
+        remote.model_id = model_id;
+        self.remotes.insert(lane, remote);
         if lane == self.own {
             self.begin(lane, None);
         } else {

@@ -41,33 +41,37 @@ async fn messages_of_each_sender_go_up_in_order_on_a_connection_of_its_own() {
     for sender in ["edge1/m1", "edge1/m2"] {
         assert_eq!(cloud.numbers(sender), (0..500).collect::<Vec<_>>());
     }
-    let state = cloud.state.lock();
-    let message = &state.published[0];
-    assert_eq!(message.properties.system(SystemProperty::MessageId), Value::Text(&message_number(message)));
-    assert_eq!(message.properties.system(SystemProperty::OutputName), Value::Absent);
-    assert_eq!(message.properties.application(|name| name == "level"), Value::Text("hot"));
-    let mut logins: Vec<_> = state
-        .logins
-        .iter()
-        .map(|login| (login.identity.to_string(), login.auth_chain.as_deref().map(str::to_owned)))
-        .collect();
-    logins.sort();
-    let chain = |text: &str| Some(text.to_owned());
-    assert_eq!(
-        logins,
-        [
-            ("edge1/$edgeHub".to_owned(), None),
-            ("edge1/m1".to_owned(), chain("edge1/m1;edge1")),
-            ("edge1/m2".to_owned(), chain("edge1/m2;edge1")),
-        ]
-    );
-    for login in &state.logins {
-        let Credentials::SasToken(token) = &login.credentials else { panic!("{login:?}") };
-        assert!(token.contains("%2524edgeHub"), "it is the hub's own token");
-        let model = (login.identity != identity("edge1/$edgeHub")).then_some("dtmi:example:model;1");
-        assert_eq!(login.model_id.as_deref(), model);
+    {
+        let state = cloud.state.lock();
+        let message = &state.published[0];
+        assert_eq!(
+            message.properties.system(SystemProperty::MessageId),
+            Value::Text(&message_number(message))
+        );
+        assert_eq!(message.properties.system(SystemProperty::OutputName), Value::Absent);
+        assert_eq!(message.properties.application(|name| name == "level"), Value::Text("hot"));
+        let mut logins: Vec<_> = state
+            .logins
+            .iter()
+            .map(|login| (login.identity.to_string(), login.auth_chain.as_deref().map(str::to_owned)))
+            .collect();
+        logins.sort();
+        let chain = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            logins,
+            [
+                ("edge1/$edgeHub".to_owned(), None),
+                ("edge1/m1".to_owned(), chain("edge1/m1;edge1")),
+                ("edge1/m2".to_owned(), chain("edge1/m2;edge1")),
+            ]
+        );
+        for login in &state.logins {
+            let Credentials::SasToken(token) = &login.credentials else { panic!("{login:?}") };
+            assert!(token.contains("%2524edgeHub"), "it is the hub's own token");
+            let model = (login.identity != identity("edge1/$edgeHub")).then_some("dtmi:example:model;1");
+            assert_eq!(login.model_id.as_deref(), model);
+        }
     }
-    drop(state);
     until("three are shown", || site.upstream().sessions == 3).await;
     let status = site.upstream();
     assert_eq!((status.state, status.failures), (UpstreamState::Up, 0), "{status:?}");

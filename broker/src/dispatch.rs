@@ -348,6 +348,7 @@ mod tests {
             text,
             priority: 0,
             time_to_live_secs,
+            upstream_target: None,
         });
         let (table, errors) = RouteTable::compile(specs, "edge1");
         assert!(errors.is_empty());

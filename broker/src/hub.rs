@@ -22,8 +22,10 @@ mod own;
 mod own_twin;
 mod status;
 mod subscriptions;
+mod targets;
 mod twins;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -50,6 +52,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::control::{Control, ControlPeer, Downward, channel as control_channel};
+use crate::upstream::targets::Target;
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
 use control::ControlPlane;
 use credentials::{Expiries, Proved};
@@ -118,6 +121,8 @@ struct Inner {
     presence: Presence,
     pumps: Mutex<Pumps>,
     upstream: Option<upstream::Handle>,
+    /// How it is reached, for further targets there.
+    upstream_options: Option<UpstreamOptions>,
     control: Arc<ControlPlane>,
     delivery: Handle,
 }
@@ -136,6 +141,8 @@ struct Connected {
 struct Pumps {
     /// The queues of each module endpoint, by its id; dropping the sender stops the pump.
     modules: AHashMap<Arc<str>, watch::Sender<Vec<(u32, Queue)>>>,
+    /// The ways to targets of their own at the upstream.
+    targets: BTreeMap<Target, upstream::Handle>,
     /// The last good version of each route by name.
     good_routes: AHashMap<String, edgehub_routing::OwnedRouteSpec>,
 }
@@ -181,8 +188,8 @@ impl Hub {
         peer: Option<ControlPeer>,
     ) -> Self {
         let losses = Arc::new(Losses::new(&store));
-        let upstream = options.upstream.map(|upstream_options| {
-            upstream::start(upstream_options, peer, store.clone(), losses.clone(), &delivery)
+        let upstream = options.upstream.as_ref().map(|upstream_options| {
+            upstream::start(upstream_options.clone(), peer, store.clone(), losses.clone(), &delivery)
         });
         store.set_limits(options.limits);
         let ages = Ages::new();
@@ -211,6 +218,7 @@ impl Hub {
                 presence: Presence::new(),
                 pumps: Mutex::new(Pumps::default()),
                 upstream,
+                upstream_options: options.upstream,
                 control,
                 delivery,
             }),
@@ -242,12 +250,15 @@ impl Hub {
             }
         };
         let _ = tokio::time::timeout(limit, closing).await;
-        self.inner.pumps.lock().modules.clear();
+        let targets = {
+            let mut pumps = self.inner.pumps.lock();
+            pumps.modules.clear();
+            std::mem::take(&mut pumps.targets)
+        };
         self.inner.ages.stop();
         self.inner.control.stop();
-        if let Some(upstream) = &self.inner.upstream {
-            upstream.stop(limit).await;
-        }
+        let ways = self.inner.upstream.iter().chain(targets.values());
+        futures_util::future::join_all(ways.map(|way| way.stop(limit))).await;
     }
 
     fn spawn_pump(

@@ -176,6 +176,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
     scope.replace_all(vec![known("edge1"), known("edge1/m1")]).unwrap();
     let upstream = UpstreamOptions {
         kind: UpstreamKind::Hub,
+        target: None,
         host: host.into(),
         port,
         transport,

@@ -91,6 +91,7 @@ impl RunningHub {
         let way = way_up(&settings.upstream);
         let upstream = UpstreamOptions {
             kind: way.kind,
+            target: None,
             host: way.host,
             port: way.port,
             transport: way.transport,
@@ -224,7 +225,11 @@ fn way_up(settings: &UpstreamSettings) -> WayUp {
                 "Messages and the password go up in clear text; use amqps://"
             );
         }
-        let plain = PlainAmqp { sasl: url.sasl.clone(), address: broker.address.clone() };
+        let plain = PlainAmqp {
+            sasl: url.sasl.clone(),
+            address: broker.address.clone(),
+            targets: broker.targets.clone(),
+        };
         return WayUp {
             kind: UpstreamKind::Amqp(plain),
             host: url.host.clone(),

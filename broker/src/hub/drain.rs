@@ -10,7 +10,6 @@ use super::Hub;
 use crate::backend::{CloseReason, Command, Mailbox};
 use crate::dispatch::split_queue_name;
 use crate::identity::Identity;
-use crate::upstream::UpstreamState;
 
 /// A queue that gets no answer for this long has nobody who would give one; waiting longer only makes the stop late.
 const STALLED: Duration = Duration::from_secs(5);
@@ -76,14 +75,16 @@ impl Hub {
     /// Messages whose receiver is there.
     fn deliverable(&self) -> u64 {
         let routing = self.inner.dispatch.routing();
-        let up = self.upstream().is_some_and(|status| {
-            matches!(status.borrow().state, UpstreamState::Up | UpstreamState::Throttled)
-        });
+        let up = self.upstream().is_some_and(|status| status.borrow().state.is_up());
+        let targets = self.inner.targets_up();
         let edge = self.inner.edge_device.device_id();
         let is_there = |endpoint: &str| {
             let plan = routing.plans().iter().find(|plan| *plan.endpoint.id == *endpoint);
             match plan.map(|plan| &plan.endpoint.sink) {
                 Some(edgehub_routing::Sink::Upstream) => up,
+                Some(edgehub_routing::Sink::UpstreamTarget(target)) => {
+                    targets.iter().any(|other| other.as_str() == &**target)
+                }
                 Some(edgehub_routing::Sink::ModuleInput { module, .. }) => {
                     Identity::module(edge, module).is_ok_and(|module| self.inner.presence.is_there(&module))
                 }

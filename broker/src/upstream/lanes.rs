@@ -23,10 +23,10 @@ pub(crate) use super::lane::{Chunk, Place};
 use crate::delivery::{Backoff, BackoffOptions, Queued};
 use crate::identity::Identity;
 
-/// Messages that all lanes hold together.
+/// Messages that the lanes of all ways up hold together.
 pub(crate) const HELD_MESSAGES_MAX: usize = 4_096;
 
-/// Bytes of records that all lanes hold together; one message more may exceed it.
+/// Bytes of records that the lanes of all ways up hold together; one message more of each may exceed it.
 pub(crate) const HELD_BYTES_MAX: usize = 16 << 20;
 
 /// Transfers of one lane without an answer.
@@ -48,6 +48,8 @@ pub(crate) struct Lanes {
     in_flight: usize,
     /// When lanes are to be read again, in order of time.
     wakes: BTreeSet<(Instant, LaneId)>,
+    held_messages_max: usize,
+    held_bytes_max: usize,
     batch_max: usize,
     backoff: BackoffOptions,
 }
@@ -75,19 +77,29 @@ impl Lanes {
             held_bytes: 0,
             in_flight: 0,
             wakes: BTreeSet::new(),
+            held_messages_max: HELD_MESSAGES_MAX,
+            held_bytes_max: HELD_BYTES_MAX,
             batch_max: batch_max.max(1),
             backoff,
         }
     }
 
+    /// The same for one of so many ways up, which share the bounds in equal parts, so that none waits for the room that
+    /// another one takes.
+    pub(crate) fn one_of(mut self, ways: usize) -> Self {
+        self.held_messages_max = (HELD_MESSAGES_MAX / ways.max(1)).max(1);
+        self.held_bytes_max = (HELD_BYTES_MAX / ways.max(1)).max(1);
+        self
+    }
+
     /// How many more messages may be read, 0 when the lanes are full.
     pub(crate) fn room(&self) -> usize {
-        if self.room_bytes() == 0 { 0 } else { HELD_MESSAGES_MAX.saturating_sub(self.held.len()) }
+        if self.room_bytes() == 0 { 0 } else { self.held_messages_max.saturating_sub(self.held.len()) }
     }
 
     /// How many more bytes of records may be read.
     pub(crate) fn room_bytes(&self) -> usize {
-        HELD_BYTES_MAX.saturating_sub(self.held_bytes)
+        self.held_bytes_max.saturating_sub(self.held_bytes)
     }
 
     /// Messages that are held, sent or not.

@@ -1,4 +1,5 @@
 //! The way up: one AMQP 1.0 connection, a session with its links per identity, and the supervisor that keeps it alive.
+//! Each further target of another broker is a way of its own.
 //!
 //! One task owns all of it, so nothing is locked and nothing is handed over: it reads the queues of the upstream
 //! endpoint, sorts what it read into lanes (one per sender), sends what the links' credit allows, and settles what
@@ -28,6 +29,7 @@
 //! | `wants`, `outbox` | what identities want of the upstream, and what the hub is to hear |
 //! | `twins`, `answers` | requests that wait for the upstream, and answers that it waits for |
 //! | [`plain`] | another AMQP broker in the place of a hub |
+//! | [`targets`] | several addresses there: which route has which, and the way to each |
 //! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
 //! | `status` | what is shown of it |
 
@@ -44,6 +46,7 @@ pub mod plain;
 mod remote;
 mod status;
 mod supervisor;
+pub mod targets;
 mod tokens;
 mod turns;
 mod twins;
@@ -67,6 +70,7 @@ use control::ControlPeer;
 pub use failure::UpstreamCause;
 pub use plain::UpstreamKind;
 pub use status::{UpstreamState, UpstreamStatus};
+use targets::Target;
 pub use watchdog::WatchdogStep;
 
 /// How the upstream is reached.
@@ -74,6 +78,8 @@ pub use watchdog::WatchdogStep;
 pub struct UpstreamOptions {
     /// What is up there.
     pub kind: UpstreamKind,
+    /// The target that this way leads to, if it is none but the one of all routes; see [`UpstreamOptions::way_to`].
+    pub target: Option<Target>,
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
     /// Port that is dialled: 5671 as a rule, 443 for WebSockets.

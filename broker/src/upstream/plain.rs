@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use super::UpstreamOptions;
 use super::convert;
+use super::targets::RouteTargets;
 use crate::amqp::{
     AttachOptions, ClientSasl, MessageEncoder, Outcome, Payload, ReceiverSettle, Role, Secret, SenderSettle,
     Terminus, Text, Value,
@@ -42,8 +43,10 @@ pub enum UpstreamKind {
 pub struct PlainAmqp {
     /// How the hub shows who it is.
     pub sasl: ClientSasl,
-    /// Where messages go.
+    /// Where messages go whose route has no target of its own.
     pub address: AddressTemplate,
+    /// The routes that have one.
+    pub targets: RouteTargets,
 }
 
 /// Where a broker is, as a URL says it: `amqps://user:password@host:port`, `amqp://` without TLS. `Debug` prints no

@@ -31,6 +31,7 @@ use super::control::{ControlPeer, Request};
 use super::dial::dial;
 use super::failure::Failure;
 use super::status::{Load, StatusBoard};
+use super::targets::Target;
 use super::uplink::Uplink;
 use super::work::Work;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
@@ -85,8 +86,9 @@ impl Supervisor {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let address = format!("{}:{}", options.host, options.port);
-        let board = StatusBoard::new(address, options.identity.to_string());
-        let work = Work::new(options.transfer_max(), options.backoff, control.downward);
+        let board = StatusBoard::new(address, options.identity.to_string(), options.target.as_ref());
+        let work = Work::new(options.transfer_max(), options.backoff, control.downward)
+            .to(options.target.as_ref(), options.ways());
         let backoff = Backoff::with(options.backoff);
         Self {
             options,
@@ -115,7 +117,7 @@ impl Supervisor {
             self.work.reset();
             let pause = self.backoff.fail();
             tracing::warn!(
-                code = "EH5001", upstream = %self.options.host, cause = failure.cause.as_str(), reason = failure.text,
+                code = "EH5001", upstream = %self.options.host, to = self.options.target.as_ref().map(Target::as_str), cause = failure.cause.as_str(), reason = failure.text,
                 pause_secs = pause.as_secs_f32(), "The upstream is not reachable; messages are stored"
             );
             self.show_load(0);
@@ -193,7 +195,7 @@ impl Supervisor {
                 self.show(uplink, now);
             }
             if uplink.take_up() {
-                tracing::info!(upstream = %self.options.host, "Connected to the upstream");
+                tracing::info!(upstream = %self.options.host, to = self.options.target.as_ref().map(Target::as_str), "Connected to the upstream");
                 *up_since = Some(now);
                 self.board.enter(UpstreamState::Up, "");
                 self.work.outbox.up();

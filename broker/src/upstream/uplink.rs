@@ -26,6 +26,7 @@ use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::{LaneId, Lanes};
 use super::remote::{Phase, Remote};
+use super::targets::Target;
 use super::tokens::{Holder, Tokens};
 use super::turns::Turns;
 use super::twins::Twins;
@@ -340,7 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let identity = work.identity(lane);
         if let Some(others) = STALL_WARNINGS.admit() {
             tracing::warn!(
-                code = "EH5008", %identity, step = step.as_str(), reason = stall.as_str(), others,
+                code = "EH5008", %identity, to = self.to(), step = step.as_str(), reason = stall.as_str(), others,
                 "Nothing gets on with the upstream; it is started anew from here"
             );
         }
@@ -403,6 +404,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             },
         }
         Ok(())
+    }
+
+    /// The target that the connection is for, if it is one of several.
+    fn to(&self) -> Option<&str> {
+        self.options.target.as_ref().map(Target::as_str)
     }
 
     /// The upstream asked for a pause. That counts until a message is delivered, or the next attempt had its time.

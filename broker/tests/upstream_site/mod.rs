@@ -96,6 +96,7 @@ pub(crate) fn upstream_options(
     let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
     let options = UpstreamOptions {
         kind: UpstreamKind::Hub,
+        target: None,
         host: "localhost".into(),
         port,
         transport: Transport::Tls,

@@ -212,6 +212,7 @@ const KNOWN: &[KnownSetting] = &[
     own("upstream:kind"),
     KnownSetting { name: "upstream:url", effect: Effect::Used, own: true, secret: true },
     own("upstream:address"),
+    own("upstream:targets:*"),
     own("upstream:amqp_port"),
     own("upstream:https_port"),
     own("upstream:trust_file"),

@@ -283,6 +283,11 @@ const DESCRIPTIONS: &[Description] = &[
         "upstream:address",
         "Of kind `amqp`: the address that messages go to; `{deviceId}` and `{moduleId}` are those of the sender.",
     ),
+    text(
+        "upstream:targets:*",
+        "Of kind `amqp`: an address of its own for the messages of the route of this name, as `upstream.address`; \
+         see [several targets](../how-to/amqp-broker.md#several-targets).",
+    ),
     integer("upstream:amqp_port", 1, 65_535, "Port of AMQP over TLS."),
     integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities and `AmqpWs`."),
     text("upstream:trust_file", "PEM file with further roots for the upstream."),

@@ -44,6 +44,7 @@ pub use workload::{WorkloadSettings, WorkloadUri};
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_broker::dial::HttpProxy;
 use edgehub_broker::upstream::plain::{AddressTemplate, BrokerUrl};
+use edgehub_broker::upstream::targets::RouteTargets;
 use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
@@ -190,7 +191,12 @@ pub struct BrokerSettings {
     pub url: BrokerUrl,
     /// The address that messages go to.
     pub address: AddressTemplate,
+    /// The routes whose messages go to addresses of their own.
+    pub targets: RouteTargets,
 }
+
+/// The section of addresses by the names of routes.
+const TARGETS: &str = "upstream:targets:*";
 
 /// Where messages are kept.
 #[derive(Clone, Debug)]
@@ -483,13 +489,25 @@ impl BrokerSettings {
             _ => None,
         })?;
         if !wanted {
-            return Ok(None);
+            return match values.members(TARGETS).next() {
+                Some(member) => Err(SettingsError::TargetsOfHub { origin: member.entry.origin.clone() }),
+                None => Ok(None),
+            };
         }
         let template = "an address, in which {deviceId} and {moduleId} may stand";
-        Ok(Some(Self {
-            url: values.broker_url("upstream:url")?,
-            address: values.required("upstream:address", template, |text| text.parse().ok())?,
-        }))
+        let url = values.broker_url("upstream:url")?;
+        let address = values.required("upstream:address", template, |text| text.parse().ok())?;
+        let targets: Result<Vec<(String, AddressTemplate)>, SettingsError> = values
+            .members(TARGETS)
+            .map(|member| {
+                let name = || format!("upstream:targets:{}", member.name);
+                let target = member.entry.text.trim().parse();
+                let target = target.map_err(|_| SettingsError::value(&name(), &member.entry, template))?;
+                Ok((member.name.clone(), target))
+            })
+            .collect();
+        let targets = RouteTargets::new(&address, targets?).map_err(SettingsError::Targets)?;
+        Ok(Some(Self { url, address, targets }))
     }
 }
 

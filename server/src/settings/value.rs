@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgehub_broker::dial::HttpProxy;
 use edgehub_broker::upstream::plain::BrokerUrl;
 
-use super::layers::{Entry, Layers};
+use super::layers::{Entry, Layers, Member};
 use super::{HostName, Notice, SettingsError};
 
 /// What a flag may be set to.
@@ -145,6 +145,11 @@ impl<'a> Values<'a> {
 
     pub(super) fn entry(&self, name: &'static str) -> Option<&'a Entry> {
         self.layers.get(name)
+    }
+
+    /// The members of a section that is listed as a whole.
+    pub(super) fn members(&self, section: &'static str) -> impl Iterator<Item = &'a Member> + use<'a> {
+        self.layers.members(section)
     }
 
     pub(super) fn text(&self, name: &'static str) -> Option<&'a str> {

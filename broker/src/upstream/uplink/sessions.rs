@@ -328,7 +328,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             .increment(1);
         if let Some(others) = IDENTITY_WARNINGS.admit() {
             tracing::warn!(
-                code = "EH5012", identity = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
+                code = "EH5012", identity = %work.identity(lane), to = self.to(), reason, pause_secs = pause.as_secs_f32(), others,
                 "The upstream session of an identity failed and is made anew after a pause"
             );
         }

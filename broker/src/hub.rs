@@ -2,7 +2,8 @@
 //!
 //! Locks, and how they may be held: `clients` and [`Presence`] are sharded maps, touched when a client connects,
 //! subscribes or leaves; no guard of one is held while the other is touched, or across an await. `pumps` is a mutex
-//! around what [`Hub::apply`] changes; nothing else takes it but [`Hub::status`]. The way of a message takes none.
+//! around what [`Hub::apply`] changes; besides it, only those take it who ask for the states of targets. The way of a
+//! message takes none.
 
 mod ages;
 mod authenticator;
@@ -52,7 +53,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::control::{Control, ControlPeer, Downward, channel as control_channel};
-use crate::upstream::targets::Target;
+use crate::upstream::targets::{Target, TargetStatus};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
 use control::ControlPlane;
 use credentials::{Expiries, Proved};
@@ -239,7 +240,12 @@ impl Hub {
         self.inner.upstream.as_ref().map(upstream::Handle::status)
     }
 
-    /// Closes all client connections, then the way up. Messages stay in the store, which the embedder closes.
+    /// The ways to targets of their own at the upstream, by target.
+    pub fn upstream_targets(&self) -> Vec<TargetStatus> {
+        self.inner.target_statuses()
+    }
+
+    /// Closes all client connections, then the ways up. Messages stay in the store, which the embedder closes.
     pub async fn stop(&self, limit: Duration) {
         let mailboxes: Vec<Mailbox> =
             self.inner.clients.iter().map(|entry| entry.value().mailbox.clone()).collect();

@@ -146,7 +146,8 @@ impl Hub {
     }
 
     /// Starts, changes and stops pumps so that each endpoint of the routing has one. A queue whose endpoint is
-    /// gone keeps its messages, detached, until a route names the endpoint again.
+    /// gone keeps its messages, detached, until a route names the endpoint again; only what waits for a target at the
+    /// upstream goes on.
     fn serve(&self, pumps: &mut Pumps, routing: &Routing) {
         let mut gone: Vec<Arc<str>> = pumps.modules.keys().cloned().collect();
         let mut upstream_queues = Vec::new();

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::{ControlPeer, Request};
 use super::dial::dial;
-use super::failure::Failure;
+use super::failure::{Failure, UpstreamCause};
 use super::status::{Load, StatusBoard};
 use super::targets::Target;
 use super::uplink::Uplink;
@@ -114,6 +114,9 @@ impl Supervisor {
                 End::Stopped => return,
                 End::Failed(failure) => failure,
             };
+            if failure.cause == UpstreamCause::Closed && !self.options.is_hub() {
+                self.work.lanes.narrow();
+            }
             self.work.reset();
             let pause = self.backoff.fail();
             tracing::warn!(

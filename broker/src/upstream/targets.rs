@@ -127,22 +127,15 @@ impl From<&str> for Target {
 impl UpstreamOptions {
     /// Which routes have a target of their own; none where a hub is above.
     pub fn targets(&self) -> RouteTargets {
-        match &self.kind {
-            UpstreamKind::Hub => RouteTargets::default(),
-            UpstreamKind::Amqp(plain) => plain.targets.clone(),
-        }
+        let UpstreamKind::Amqp(plain) = &self.kind else { return RouteTargets::default() };
+        plain.targets.clone()
     }
 
     /// The way to a target; none where a hub is above, or if the target is none.
     pub fn way_to(&self, target: &str) -> Option<UpstreamOptions> {
-        match &self.kind {
-            UpstreamKind::Hub => None,
-            UpstreamKind::Amqp(plain) => {
-                let address = target.parse().ok()?;
-                let kind = UpstreamKind::Amqp(PlainAmqp { address, ..plain.clone() });
-                Some(UpstreamOptions { kind, target: Some(Target::from(target)), ..self.clone() })
-            }
-        }
+        let UpstreamKind::Amqp(plain) = &self.kind else { return None };
+        let kind = UpstreamKind::Amqp(PlainAmqp { address: target.parse().ok()?, ..plain.clone() });
+        Some(UpstreamOptions { kind, target: Some(Target::from(target)), ..self.clone() })
     }
 
     /// How many ways up there are, this one included.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test program uses a part of it
 
+pub(crate) mod broker;
 pub(crate) mod cloud;
 pub(crate) mod faults;
 pub(crate) mod foreign;

@@ -9,7 +9,7 @@ use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, Losses, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{
-    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
+    Applied, Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
 };
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
@@ -116,7 +116,7 @@ pub(crate) fn upstream_options(
     (options, scope)
 }
 
-fn memory_store() -> (Store, Arc<ManualTimeSource>) {
+pub(crate) fn memory_store() -> (Store, Arc<ManualTimeSource>) {
     let time = Arc::new(ManualTimeSource::new(1_800_000_000_000));
     (Store::open(StoreOptions { time: time.clone(), ..StoreOptions::memory() }).unwrap(), time)
 }
@@ -151,8 +151,18 @@ impl Plane {
 }
 
 pub(crate) fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
-    let (store, time) = memory_store();
     let (upstream, scope) = upstream_options(port, tls, knobs);
+    let site = site_on(memory_store(), upstream, scope);
+    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
+    site
+}
+
+/// A hub without routes on a store, which may be that of an earlier one.
+pub(crate) fn site_on(
+    (store, time): (Store, Arc<ManualTimeSource>),
+    upstream: UpstreamOptions,
+    scope: Arc<ScopeCache>,
+) -> Site {
     let options = HubOptions {
         edge_device: identity("edge1"),
         clients_max: 10_000,
@@ -163,19 +173,19 @@ pub(crate) fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> 
         limits: StoreLimits::default(),
     };
     let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
-    let site = Site { hub, scope, time };
-    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
-    site
+    Site { hub, scope, time }
 }
 
 impl Site {
-    pub(crate) fn apply(&self, routes: serde_json::Value) {
+    pub(crate) fn apply(&self, routes: serde_json::Value) -> Applied {
         let config = HubConfig::parse(&json!({
             "schemaVersion": "1.1",
             "routes": routes,
             "storeAndForwardConfiguration": { "timeToLiveSecs": 3600 }
         }));
-        assert!(self.hub.apply(&config.unwrap()).unwrap().is_complete());
+        let applied = self.hub.apply(&config.unwrap()).unwrap();
+        assert!(applied.is_complete());
+        applied
     }
 
     pub(crate) async fn connect(&self, sender: &str) -> HubClient {

@@ -175,6 +175,7 @@ async fn what_a_device_does_with_a_message_is_told_upstream() {
         (Outcome::Released, Ok(Outcome::Released)),
         (Outcome::NotConvertible, Ok(Outcome::Rejected)),
         (Outcome::NotOffered, Err(())),
+        (Outcome::Expired, Ok(Outcome::Released)),
     ] {
         let settled = cloud.command("leaf", "t1").await;
         let (_, tag, settler) = delivered(&mut leaf).await;

@@ -96,6 +96,7 @@ fn message(number: u128, body: &[u8]) -> Message {
         id: Uuid::from_u128(number),
         properties,
         body: Bytes::copy_from_slice(body),
+        expires_at: None,
     }
 }
 

@@ -298,20 +298,23 @@ impl ModulePump {
         if room < (self.options.window / 4).max(1) { 0 } else { room }
     }
 
-    /// The next messages, as far as they have not expired meanwhile; at most `room` are looked at.
+    /// The next messages, as far as they have not expired meanwhile; at most `room` are looked at. Each says when it will.
     fn deliveries(&mut self, room: usize, window: &mut Window) -> Deliveries {
         let now = self.store.now();
         let sent_at = Instant::now();
         let count = room.min(self.ahead.len());
         let mut messages = Vec::with_capacity(count);
-        for Queued { lane, level, priority, entry, message, .. } in self.ahead.drain(..count) {
-            if entry.is_expired(now) {
+        for Queued { lane, level, priority, entry, mut message, .. } in self.ahead.drain(..count) {
+            let expires_at = entry.ttl.expires_at(entry.accepted_at);
+            if expires_at.is_some_and(|at| at <= now) {
                 let output = message.output().unwrap_or_default();
                 self.losses.tell(Loss::Expired, &message.sender.identity, output, || {
                     self.reader.settle_one(lane, entry.offset, Outcome::Expired)
                 });
                 continue;
             }
+            let left = expires_at.map(|at| Duration::from_millis(at.millis_since(now)));
+            message.expires_at = left.and_then(|left| sent_at.checked_add(left));
             let route = self.sent.route(&message, &priority);
             self.sent.sent(route, now.millis_since(entry.accepted_at));
             let tag = window.deliveries.push(Delivery { lane, level, entry, sent_at, route });
@@ -350,6 +353,10 @@ impl ModulePump {
                     }
                 }
                 backend::Outcome::NotOffered => true,
+                backend::Outcome::Expired => {
+                    self.expired(&delivery);
+                    false
+                }
             };
             if came_back {
                 returned = Some(returned.map_or(delivery.level, |level| level.min(delivery.level)));
@@ -366,6 +373,15 @@ impl ModulePump {
         if let Some(level) = returned.filter(|level| self.hold.is_none_or(|hold| *level < hold.level)) {
             self.hold(level, "Messages came back and are offered again after a pause");
         }
+    }
+
+    /// The time of a message ended while the head kept it back.
+    fn expired(&mut self, delivery: &Delivery) {
+        let (lane, offset) = (delivery.lane, delivery.entry.offset);
+        let (from, output) = self.sent.source(delivery.route);
+        self.losses
+            .tell(Loss::Expired, from, output, || self.reader.settle_one(lane, offset, Outcome::Expired));
+        self.attempts.settled(lane, offset);
     }
 
     /// The message goes to the dead letters; false if they cannot take it now.

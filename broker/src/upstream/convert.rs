@@ -186,7 +186,9 @@ pub(super) fn settlement(outcome: backend::Outcome) -> Outcome {
             let text = "the protocol of the device cannot carry it";
             Outcome::Rejected(Some(Error::new(Condition::NOT_IMPLEMENTED, text)))
         }
-        backend::Outcome::Released | backend::Outcome::NotOffered => Outcome::Released,
+        backend::Outcome::Released | backend::Outcome::NotOffered | backend::Outcome::Expired => {
+            Outcome::Released
+        }
     }
 }
 

@@ -39,7 +39,7 @@ const OUTPUT_BACKLOG_BYTES_MAX: usize = 1_048_576;
 const READ_AHEAD_BYTES_MAX: usize = 65_536;
 /// Deliveries out at QoS 1 that the client has not acknowledged.
 const IN_FLIGHT_MAX: usize = 4_096;
-/// Deliveries that wait behind a full output or window; the pumps' own windows keep far below.
+/// Deliveries that wait behind a full output or window; the pumps' own windows keep far below. More go back.
 const WAITING_MAX: usize = 8_192;
 /// Twin answers, notifications and method calls that wait behind a full output.
 const NOTICES_WAITING_MAX: usize = 100;
@@ -70,6 +70,9 @@ pub struct MqttLimits {
     pub publishes_pending_max: usize,
     /// Bytes of those packets.
     pub publishes_pending_bytes_max: usize,
+    /// Bytes of the messages that wait behind a slow client; what does not fit goes back to where it came from, and is
+    /// offered again.
+    pub deliveries_waiting_bytes_max: usize,
     /// A client that takes none of the bytes that wait for it for so long is cut off.
     pub write_stall_max: Duration,
     /// Whether a device may log in with a certificate.
@@ -85,6 +88,7 @@ impl Default for MqttLimits {
             silence_max: Duration::from_secs(600),
             publishes_pending_max: 1_024,
             publishes_pending_bytes_max: 1_048_576,
+            deliveries_waiting_bytes_max: 16_777_216,
             write_stall_max: Duration::from_secs(60),
             certificate_authentication: true,
         }
@@ -180,6 +184,7 @@ where
     let delivery_limits = DeliveryLimits {
         in_flight_max: IN_FLIGHT_MAX,
         waiting_max: WAITING_MAX,
+        waiting_bytes_max: limits.deliveries_waiting_bytes_max,
         notices_waiting_max: NOTICES_WAITING_MAX,
         notices_waiting_bytes_max: NOTICES_WAITING_BYTES_MAX,
         notices_in_flight_max: NOTICES_IN_FLIGHT_MAX,
@@ -363,7 +368,7 @@ where
     fn obey(&mut self, command: Command) -> Result<(), ConnectionEnd> {
         match command {
             Command::Deliver(deliveries) => {
-                self.deliverer.deliver(self.wire, &self.session, deliveries)?;
+                self.deliverer.deliver(self.wire, &self.session, deliveries);
             }
             Command::TwinAnswer(answer) => {
                 if let Some(notice) = control::twin_answer(&answer) {

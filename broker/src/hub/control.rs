@@ -132,7 +132,7 @@ impl ControlPlane {
         let work = async {
             self.twins.restore().await;
             tokio::join!(
-                self.subscriptions.tell(&control),
+                self.subscriptions.tell(&control, |identity| self.twins.in_place(identity)),
                 self.twins.clone().wake_due(),
                 self.twins.clone().wake_linked(),
                 self.hear(downward),

@@ -15,6 +15,9 @@ use crate::backend::{Feature, Mailbox};
 use crate::identity::Identity;
 use crate::upstream::control::{Control, Wanted};
 
+/// Changes of what a connection wants that the upstream may have yet to put in place; it has no more features upstream.
+const CHANGES_MAX: u8 = 3;
+
 /// The features of connected clients.
 pub(super) struct Subscriptions {
     /// The hub itself: it always wants its desired properties and its methods.
@@ -29,8 +32,14 @@ struct Subscribed {
     wanted: Wanted,
     /// When its twin was read from the upstream for the last time.
     twin_read_at: Option<Instant>,
-    /// Whether a later reading is planned.
-    twin_planned: bool,
+    /// When a later reading is planned for.
+    twin_planned_at: Option<Instant>,
+    /// How often what it wants has changed, less how often the upstream has put it in place.
+    changes: u8,
+    /// Its twin is to be read whatever the period: the upstream tells of changes since now, and was asked to anew.
+    twin_due: bool,
+    /// It has asked for changes of desired properties since the upstream was told for the last time.
+    desired_anew: bool,
 }
 
 /// When the twin of a client is to be read because its links are new.
@@ -71,7 +80,10 @@ impl Subscriptions {
             mailbox: mailbox.clone(),
             wanted: Wanted::default(),
             twin_read_at: None,
-            twin_planned: false,
+            twin_planned_at: None,
+            changes: 0,
+            twin_due: false,
+            desired_anew: false,
         };
         match self.clients.entry(identity.clone()) {
             Entry::Occupied(entry) if entry.get().connection > connection => return,
@@ -79,13 +91,13 @@ impl Subscriptions {
                 if entry.get().connection < connection {
                     entry.insert(fresh());
                 }
-                *change(&mut entry.get_mut().wanted) = on;
+                entry.get_mut().set(change, on);
                 if entry.get().wanted.is_nothing() {
                     entry.remove();
                 }
             }
             Entry::Vacant(_) if !on => return,
-            Entry::Vacant(entry) => *change(&mut entry.insert(fresh()).wanted) = on,
+            Entry::Vacant(entry) => entry.insert(fresh()).set(change, on),
         }
         self.changed.push(identity);
     }
@@ -122,7 +134,20 @@ impl Subscriptions {
         }
     }
 
-    /// When the twin of an identity is to be read because its links are new: at most once in `period`.
+    /// What an identity wants is in place upstream. If that is something new, its twin is to be read: a change that was
+    /// made between the client's own reading and now was told to nobody. New links alone do not ask for it, or every
+    /// outage would be followed by a reading of every twin.
+    pub(super) fn linked(&self, identity: &Identity) {
+        if let Some(mut client) = self.clients.get_mut(identity)
+            && client.changes > 0
+        {
+            client.changes -= 1;
+            client.twin_due |= client.wanted.desired;
+        }
+    }
+
+    /// When the twin of an identity is to be read because its links are new: at most once in `period`, and once more for
+    /// each time that the client asked for something new.
     pub(super) fn refresh_time(&self, identity: &Identity, period: Duration) -> RefreshTime {
         if *identity == self.own {
             return RefreshTime::Now;
@@ -130,15 +155,19 @@ impl Subscriptions {
         let Some(mut client) = self.clients.get_mut(identity).filter(|client| client.wanted.desired) else {
             return RefreshTime::Never;
         };
-        match client.twin_read_at.map(|at| at.elapsed()).filter(|ago| *ago < period) {
-            None => {
-                client.twin_planned = false;
-                RefreshTime::Now
+        let now = Instant::now();
+        let next = client.twin_read_at.map(|at| at + period).filter(|next| *next > now);
+        match next {
+            Some(next) if !client.twin_due => {
+                if client.twin_planned_at.is_some_and(|at| at > now) {
+                    return RefreshTime::Never;
+                }
+                client.twin_planned_at = Some(next);
+                RefreshTime::After(next - now)
             }
-            Some(_) if client.twin_planned => RefreshTime::Never,
-            Some(ago) => {
-                client.twin_planned = true;
-                RefreshTime::After(period - ago)
+            _ => {
+                (client.twin_planned_at, client.twin_due) = (None, false);
+                RefreshTime::Now
             }
         }
     }
@@ -150,8 +179,18 @@ impl Subscriptions {
         all.iter().for_each(|identity| self.changed.push(identity));
     }
 
-    /// Tells the upstream what is wanted; for ever.
-    pub(super) async fn tell(&self, control: &Control) {
+    /// Whether a client has asked for changes of desired properties since the last time; with `is_due` its twin is to be
+    /// read.
+    fn take_desired_anew(&self, identity: &Identity, is_due: bool) -> bool {
+        let Some(mut client) = self.clients.get_mut(identity) else { return false };
+        let anew = std::mem::take(&mut client.desired_anew);
+        client.twin_due |= anew && is_due;
+        anew
+    }
+
+    /// Tells the upstream what is wanted; for ever. What was switched off and on again before it was told is in place
+    /// already, and the upstream says nothing of it: then `in_place` hears of it.
+    pub(super) async fn tell(&self, control: &Control, in_place: impl Fn(&Identity)) {
         let mut told: AHashMap<Identity, Wanted> = AHashMap::new();
         loop {
             let identity = self.changed.next().await;
@@ -161,9 +200,23 @@ impl Subscriptions {
                     continue;
                 }
             } else {
-                told.insert(identity.clone(), wanted);
+                let is_same = told.insert(identity.clone(), wanted) == Some(wanted);
+                if self.take_desired_anew(&identity, is_same) && is_same {
+                    in_place(&identity);
+                }
             }
             control.want(&identity, wanted).await;
+        }
+    }
+}
+
+impl Subscribed {
+    fn set(&mut self, feature: fn(&mut Wanted) -> &mut bool, on: bool) {
+        let known = feature(&mut self.wanted);
+        if *known != on {
+            *known = on;
+            self.changes = CHANGES_MAX.min(self.changes + 1);
+            self.desired_anew |= self.wanted.desired && on;
         }
     }
 }
@@ -232,5 +285,52 @@ mod tests {
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
         assert_eq!(subscriptions.refresh_time(&id("edge1/$edgeHub"), PERIOD), RefreshTime::Now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reading_that_is_planned_is_planned_again_when_the_client_has_read_meanwhile() {
+        const PERIOD: Duration = Duration::from_secs(120);
+        let subscriptions = subscriptions();
+        let (mailbox, _receiver) = mpsc::channel(1);
+        let leaf = id("leaf");
+        subscriptions.set(&leaf, 1, &mailbox, Feature::DesiredProperties, true);
+        subscriptions.twin_read(&leaf);
+        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::After(PERIOD));
+        tokio::time::advance(Duration::from_secs(50)).await;
+        subscriptions.twin_read(&leaf);
+        tokio::time::advance(Duration::from_secs(70)).await;
+        let rest = Duration::from_secs(50);
+        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::After(rest), "its time has come");
+        tokio::time::advance(rest).await;
+        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wanted_anew_is_followed_by_a_reading_within_the_period_and_new_links_are_not() {
+        const PERIOD: Duration = Duration::from_secs(120);
+        let subscriptions = subscriptions();
+        let (mailbox, _receiver) = mpsc::channel(1);
+        let leaf = id("leaf");
+        let set = |feature, on| subscriptions.set(&leaf, 1, &mailbox, feature, on);
+        let linked = || {
+            subscriptions.linked(&leaf);
+            subscriptions.refresh_time(&leaf, PERIOD)
+        };
+        set(Feature::Methods, true);
+        subscriptions.twin_read(&leaf);
+        set(Feature::DesiredProperties, true);
+        set(Feature::DesiredProperties, true);
+        // The first may be in place for the methods only.
+        assert_eq!([linked(), linked()], [RefreshTime::Now, RefreshTime::Now]);
+        assert_eq!(linked(), RefreshTime::After(PERIOD), "after an outage");
+        set(Feature::DesiredProperties, false);
+        assert_eq!(linked(), RefreshTime::Never);
+        set(Feature::DesiredProperties, true);
+        assert_eq!(linked(), RefreshTime::Now, "also while one is planned");
+        // A client that switches to and fro while the upstream is away asks for no more than the features it has.
+        (0..99).for_each(|number| set(Feature::DesiredProperties, number % 2 == 1));
+        set(Feature::DesiredProperties, true);
+        assert_eq!([linked(), linked(), linked()], [RefreshTime::Now; 3]);
+        assert_ne!(linked(), RefreshTime::Now);
     }
 }

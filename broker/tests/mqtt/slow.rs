@@ -8,7 +8,7 @@ use edgehub_broker::backend::{Command, Deliveries, Outcome, Settler, Target};
 use edgehub_broker::head::mqtt::MqttLimits;
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, Origin, Properties, Sender};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::connection::puback;
 use crate::mock::{Mock, Wire, connect, subscribe};
@@ -18,6 +18,8 @@ const DEVICE: (&str, &str) = ("e", "devices/e/messages/devicebound/#");
 
 /// More than the output of a connection takes before messages wait.
 const LARGE_BYTES: usize = 1_200_000;
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn message(body: Vec<u8>) -> Message {
     let identity = Identity::device("leaf").unwrap();
@@ -52,7 +54,7 @@ async fn last_byte(wire: &mut Wire) -> u8 {
 async fn outcomes(settler: &Settler, count: usize) -> Vec<(u64, Outcome)> {
     let mut all = Vec::new();
     while all.len() < count {
-        all.extend(settler.settled().await);
+        all.extend(timeout(DEADLINE, settler.settled()).await.expect("an outcome in time"));
     }
     all
 }

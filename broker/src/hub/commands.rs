@@ -2,6 +2,7 @@
 //! take stays unsettled, and the upstream sends it again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
@@ -28,6 +29,10 @@ const ANSWER_SECS: u64 = 300;
 pub(super) struct Commands {
     subscriptions: Arc<Subscriptions>,
     in_flight: Arc<InFlight>,
+    /// Messages whose outcome has not been handed to the upstream; each holds a clone.
+    under_way: Arc<()>,
+    /// No message is taken any more.
+    stopping: AtomicBool,
     runtime: Handle,
 }
 
@@ -46,11 +51,30 @@ struct Held {
 
 impl Commands {
     pub(super) fn new(subscriptions: Arc<Subscriptions>, runtime: Handle) -> Self {
-        Self { subscriptions, in_flight: Arc::default(), runtime }
+        let stopping = AtomicBool::new(false);
+        Self { subscriptions, in_flight: Arc::default(), under_way: Arc::default(), stopping, runtime }
+    }
+
+    /// Takes no further messages: the upstream keeps them. Those that devices have are waited for as before.
+    pub(super) fn refuse(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Messages whose outcome has not been handed to the upstream.
+    pub(super) fn under_way(&self) -> usize {
+        Arc::strong_count(&self.under_way) - 1
+    }
+
+    /// Whether a device has messages that it has not answered.
+    pub(super) fn has_some(&self, device: &Identity) -> bool {
+        self.in_flight.tokens.lock().contains_key(device)
     }
 
     /// Hands a message to its device. When that is away, or has enough, the place for the outcome is dropped.
     pub(super) fn deliver(&self, identity: Identity, mut message: Message, settle: oneshot::Sender<Outcome>) {
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
         let Some((_, mailbox)) = self.subscriptions.client(&identity, |wanted| wanted.cloud_to_device) else {
             tracing::debug!(client = %identity, "A cloud-to-device message finds no device");
             return;
@@ -68,7 +92,9 @@ impl Commands {
         if mailbox.try_send(Command::Deliver(deliveries)).is_err() {
             return;
         }
+        let under_way = self.under_way.clone();
         self.runtime.spawn(async move {
+            let _under_way = under_way;
             let answered = tokio::select! {
                 outcomes = settler.settled() => outcomes.first().map(|(_, outcome)| *outcome),
                 () = mailbox.closed() => settler.take().first().map(|(_, outcome)| *outcome),

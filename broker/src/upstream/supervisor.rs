@@ -167,7 +167,7 @@ impl Supervisor {
             let _ = timeout(self.options.operation_timeout, self.options.tokens.forget()).await;
         }
         if matches!(end, End::Stopped) {
-            uplink.close().await;
+            uplink.close(&self.work).await;
         }
         end
     }
@@ -280,6 +280,8 @@ impl Supervisor {
                 received = self.requests.recv_many(&mut requests, REQUESTS_TURN_MAX), if listens => {
                     // The hub let go of its end: nobody asks any more.
                     listens = received > 0;
+                    // Whoever answers and leaves has answered.
+                    uplink.take_answered(&self.work);
                     requests.drain(..).for_each(|request| uplink.request(request, &mut self.work));
                 }
                 () = self.work.outbox.turn(), if !self.work.outbox.is_empty() => {}

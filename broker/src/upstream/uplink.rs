@@ -12,7 +12,7 @@ mod telemetry;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
@@ -175,10 +175,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     }
 
     /// Closes the connection in order.
-    pub(super) async fn close(mut self) {
+    pub(super) async fn close(mut self, work: &Work) {
+        self.take_answered(work);
         self.driver.connection().close(None, std::time::Instant::now());
         // The process ends anyway; what the peer has not read by now it will see as a lost connection.
         let _ = self.driver.shutdown().await;
+    }
+
+    /// Sends what the hub has answered by now, before anything else is done that the answers could fall victim to.
+    pub(super) fn take_answered(&mut self, work: &Work) {
+        // The next turn waits for what is not there yet.
+        let _ = self.answers.poll(&mut Context::from_waker(Waker::noop()));
+        self.take_paid(work);
     }
 
     /// Works through what arrived.

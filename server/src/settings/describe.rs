@@ -239,7 +239,7 @@ const DESCRIPTIONS: &[Description] = &[
         "ShutdownWaitPeriod",
         0,
         YEAR_SECS,
-        "Seconds that deliveries under way, and what the upstream still takes, have at stop. 0 does not wait.",
+        "Seconds that deliveries and method calls under way, and what the upstream still takes, have at stop. 0 does not wait.",
     ),
     text("listen:mqtt_address", "`any` (IPv6 and IPv4) or an IP address."),
     integer("listen:mqtt_port", 0, 65_535, "Port of MQTT over TLS; 0 lets the system choose."),

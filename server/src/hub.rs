@@ -207,14 +207,18 @@ impl RunningHub {
 }
 
 /// Where messages go up, and how.
-struct WayUp {
+pub(crate) struct WayUp {
     kind: UpstreamKind,
-    host: String,
-    port: u16,
-    transport: Transport,
+    /// The host that is reached.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+    /// What carries AMQP there.
+    pub(crate) transport: Transport,
 }
 
-fn way_up(settings: &UpstreamSettings) -> WayUp {
+/// The way up that the settings ask for.
+pub(crate) fn way_up(settings: &UpstreamSettings) -> WayUp {
     if let Some(broker) = &settings.broker {
         let url = &broker.url;
         if !url.tls {

@@ -64,6 +64,9 @@ class Proxy:
             if refusing:
                 client.close()
                 continue
+            if not self._admit(client):
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._target, timeout=5)
             except OSError:
@@ -77,6 +80,10 @@ class Proxy:
             if refused_meanwhile:
                 _shut(pair)
             threading.Thread(target=self._forward, args=(pair,), daemon=True).start()
+
+    def _admit(self, _client):
+        """Whether a connection is forwarded; a proxy of another kind talks to the client first."""
+        return True
 
     def _forward(self, pair):
         client, server = pair
@@ -100,6 +107,31 @@ class Proxy:
                 self._connections.discard(pair)
             for end in pair:
                 end.close()
+
+
+class HttpProxy(Proxy):
+    """An HTTP proxy that opens tunnels (CONNECT); all lead to `target`, whichever host was asked for."""
+
+    def __init__(self, target, status="200 Connection established"):
+        self.asked = []
+        self._status = status
+        super().__init__(target)
+
+    def _admit(self, client):
+        client.settimeout(10)
+        head = b""
+        try:
+            while not head.endswith(b"\r\n\r\n"):
+                byte = client.recv(1)
+                if not byte:
+                    return False
+                head += byte
+            self.asked.append(head.split(b"\r\n")[0].decode())
+            client.sendall(f"HTTP/1.1 {self._status}\r\n\r\n".encode())
+            client.settimeout(None)
+        except OSError:
+            return False
+        return self._status.startswith("200")
 
 
 def _shut(pair):

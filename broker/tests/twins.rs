@@ -205,6 +205,9 @@ async fn a_change_before_the_upstream_tells_of_changes_is_found_within_the_perio
     cloud.up().await;
     cloud.change("leaf", json!({ "a": 1 }));
     let mut leaf = connect(&hub, "leaf").await;
+    // The hub remembers when the twin of a client that wants anything was read.
+    hub.subscribe(&mut leaf.client, Feature::Methods, true);
+    until(|| cloud.wanted("leaf").is_some()).await;
     assert_eq!(get(&hub, &mut leaf).await["desired"]["a"], 1);
     cloud.change("leaf", json!({ "a": 2 }));
     hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
@@ -252,7 +255,14 @@ async fn a_comparison_begins_when_the_reading_of_the_client_ends() {
         cloud.change(name, json!({ "a": 2 }));
         hub.subscribe(&mut client.client, Feature::DesiredProperties, true);
         until(|| cloud.wanted(name).is_some_and(|wanted| wanted.desired)).await;
-        // The worker has heard of that once it has served this report.
+        // Links are worked through in order: when another one's has been, this one's has been, too.
+        let other = format!("next-to-{name}");
+        let mut next = connect(&hub, &other).await;
+        get(&hub, &mut next).await;
+        cloud.change(&other, json!({ "b": 1 }));
+        hub.subscribe(&mut next.client, Feature::DesiredProperties, true);
+        desired(&mut next).await;
+        // The worker has heard of it once it has served this report.
         report_all(&hub, &mut client, [json!({ "r": 1 })]).await;
         cloud.go_on(name).await;
         let begun = std::time::Instant::now();

@@ -34,7 +34,7 @@ struct Subscribed {
     twin_read_at: Option<Instant>,
     /// When a later reading is planned for.
     twin_planned_at: Option<Instant>,
-    /// How often what it wants has changed, less how often the upstream has put it in place.
+    /// How often the upstream was told of something else that it wants, less how often that was put in place.
     changes: u8,
     /// Its twin is to be read whatever the period: the upstream tells of changes since now, and was asked to anew.
     twin_due: bool,
@@ -172,19 +172,28 @@ impl Subscriptions {
         }
     }
 
-    /// All identities are told again.
+    /// There is a new connection to the upstream. All identities are told again, and each hears once that what it wants is
+    /// in place, however often it was told before.
     pub(super) fn tell_all(&self) {
         self.changed.push(&self.own);
-        let all: Vec<Identity> = self.clients.iter().map(|entry| entry.key().clone()).collect();
+        let all = self.clients.iter_mut().map(|mut entry| {
+            entry.changes = entry.changes.min(1);
+            entry.key().clone()
+        });
+        let all: Vec<Identity> = all.collect();
         all.iter().for_each(|identity| self.changed.push(identity));
     }
 
-    /// Whether a client has asked for changes of desired properties since the last time; with `is_due` its twin is to be
-    /// read.
-    fn take_desired_anew(&self, identity: &Identity, is_due: bool) -> bool {
+    /// The upstream is being told what an identity wants, or that it is the same as before. Then the upstream says nothing of
+    /// it; whether the twin is to be looked at all the same.
+    fn telling(&self, identity: &Identity, is_same: bool) -> bool {
         let Some(mut client) = self.clients.get_mut(identity) else { return false };
         let anew = std::mem::take(&mut client.desired_anew);
-        client.twin_due |= anew && is_due;
+        if !is_same {
+            client.changes = CHANGES_MAX.min(client.changes + 1);
+            return false;
+        }
+        client.twin_due |= anew;
         anew
     }
 
@@ -201,7 +210,7 @@ impl Subscriptions {
                 }
             } else {
                 let is_same = told.insert(identity.clone(), wanted) == Some(wanted);
-                if self.take_desired_anew(&identity, is_same) && is_same {
+                if self.telling(&identity, is_same) {
                     in_place(&identity);
                 }
             }
@@ -215,7 +224,6 @@ impl Subscribed {
         let known = feature(&mut self.wanted);
         if *known != on {
             *known = on;
-            self.changes = CHANGES_MAX.min(self.changes + 1);
             self.desired_anew |= self.wanted.desired && on;
         }
     }
@@ -316,21 +324,34 @@ mod tests {
             subscriptions.linked(&leaf);
             subscriptions.refresh_time(&leaf, PERIOD)
         };
+        let told = |is_same| subscriptions.telling(&leaf, is_same);
         set(Feature::Methods, true);
+        assert!(!told(false));
         subscriptions.twin_read(&leaf);
         set(Feature::DesiredProperties, true);
         set(Feature::DesiredProperties, true);
+        assert!(!told(false));
         // The first may be in place for the methods only.
         assert_eq!([linked(), linked()], [RefreshTime::Now, RefreshTime::Now]);
         assert_eq!(linked(), RefreshTime::After(PERIOD), "after an outage");
         set(Feature::DesiredProperties, false);
+        told(false);
         assert_eq!(linked(), RefreshTime::Never);
         set(Feature::DesiredProperties, true);
+        told(false);
         assert_eq!(linked(), RefreshTime::Now, "also while one is planned");
-        // A client that switches to and fro while the upstream is away asks for no more than the features it has.
-        (0..99).for_each(|number| set(Feature::DesiredProperties, number % 2 == 1));
+        // Off and on again before the upstream was told: it says nothing, and what came between was told to nobody.
+        set(Feature::DesiredProperties, false);
         set(Feature::DesiredProperties, true);
+        assert!(told(true) && !told(true));
+        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
+        // A client that switches to and fro asks for no more than the features it has, and after an outage for one.
+        assert!((0..99).all(|_| !told(false)));
         assert_eq!([linked(), linked(), linked()], [RefreshTime::Now; 3]);
+        assert_ne!(linked(), RefreshTime::Now);
+        assert!((0..99).all(|_| !told(false)));
+        subscriptions.tell_all();
+        assert_eq!(linked(), RefreshTime::Now);
         assert_ne!(linked(), RefreshTime::Now);
     }
 }

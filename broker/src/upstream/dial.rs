@@ -39,7 +39,7 @@ pub(super) async fn dial(options: &UpstreamOptions, avoid: Option<SocketAddr>) -
             Ok(Ok(stream)) => return Ok(Dialled { stream, address }),
             Ok(Err(error)) => Failure::new(cause(&error), format!("{error} ({address})")),
             Err(_) => {
-                let text = format!("no connection within {share:?} to {host} ({address})");
+                let text = format!("no connection within {share:.1?} to {host} ({address})");
                 Failure::new(UpstreamCause::Connect, text)
             }
         };

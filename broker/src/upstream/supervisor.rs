@@ -50,6 +50,10 @@ const LOOK_MILLIS_MAX: u64 = 500;
 /// A connection that lasted this long was good: the next pause is the shortest again.
 const GOOD_CONNECTION_SECS: u64 = 30;
 
+/// One on which requests were answered needs to last only as long as this many of the shortest pauses: every connection
+/// begins with requests, so answers alone do not tell it from one that ends at once, again and again.
+const WORKING_CONNECTION_PAUSES: u32 = 3;
+
 static READ_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// Connects, serves and reconnects until it is told to stop.
@@ -152,8 +156,11 @@ impl Supervisor {
         let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone(), self.losses.clone());
         let mut up_since = None;
         let end = self.serve(&mut uplink, &mut up_since).await;
-        let lasted = |since: Instant| since.elapsed() >= Duration::from_secs(GOOD_CONNECTION_SECS);
-        if uplink.has_delivered() || up_since.is_some_and(lasted) {
+        let needed = match uplink.has_worked() {
+            true => self.options.backoff.first * WORKING_CONNECTION_PAUSES,
+            false => Duration::from_secs(GOOD_CONNECTION_SECS),
+        };
+        if uplink.has_delivered() || up_since.is_some_and(|since| since.elapsed() >= needed) {
             self.backoff.succeed();
         }
         self.avoid = match end {

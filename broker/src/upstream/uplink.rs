@@ -71,6 +71,8 @@ pub(super) struct Uplink<S> {
     up: bool,
     newly_up: bool,
     delivered: bool,
+    /// A request was answered, or something came from the cloud.
+    worked: bool,
     token_refused: bool,
     /// The watchdog wants another address of the name.
     other_address: bool,
@@ -112,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             up: false,
             newly_up: false,
             delivered: false,
+            worked: false,
             token_refused: false,
             other_address: false,
             throttled: None,
@@ -132,6 +135,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Whether a message was delivered.
     pub(super) fn has_delivered(&self) -> bool {
         self.delivered
+    }
+
+    /// Whether a request was answered, or something came from the cloud.
+    pub(super) fn has_worked(&self) -> bool {
+        self.worked
     }
 
     /// Whether the upstream refused the hub's own token.
@@ -275,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             let text = format!("the hub's own token was not answered within {:?}", 2 * limit);
             return Err(Failure::new(UpstreamCause::Token, text));
         }
-        self.tokens.look(now, limit)?;
+        self.tokens.look(now, limit, self.up)?;
         let mut late: Vec<(LaneId, Stall)> = Vec::new();
         let (mut idle, mut lacking) = (Vec::new(), Vec::new());
         for (lane, remote) in &self.remotes {

@@ -85,7 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         remote.since = now;
         match answered {
             Answered::Stray => return,
-            Answered::Done => {}
+            Answered::Done => self.worked = true,
             Answered::Throttled(reason) => {
                 self.throttled_for(reason, self.options.operation_timeout);
             }
@@ -100,6 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 work.wants.park(lane, None, now);
             }
             Answered::Desired(patch) => {
+                self.worked = true;
                 let identity = work.identity(lane).clone();
                 if work.outbox.push(Downward::Desired { identity: identity.clone(), patch }).is_err() {
                     work.outbox.missed(&identity);
@@ -179,6 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Something came for an identity.
     fn touch(&mut self, lane: LaneId, work: &mut Work) {
         let now = Instant::now();
+        self.worked = true;
         if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.since = now;
         }

@@ -164,6 +164,7 @@ impl Hub {
             self.observe_queue(&queue, now);
         }
         let ledger = store.hub_ledger();
+        gauge!("edgehub_clock_skew_seconds").set(store.wall_skew_ms() as f64 / 1_000.0);
         gauge!("edgehub_ledger_gap").set(ledger.gap() as f64);
         gauge!("edgehub_dead_letters").set(ledger.dead_letters().queued() as f64);
         let age = self.dead_letter_age(&ledger, now).unwrap_or_default();

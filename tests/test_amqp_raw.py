@@ -1,7 +1,5 @@
 """The AMQP head as a raw client uses it: rhea."""
 
-import copy
-import json
 import os
 
 import pytest
@@ -22,25 +20,13 @@ IDENTITIES = int(os.environ.get("EDGEHUB_TEST_AMQP_IDENTITIES", "1000"))
 RUN_SECS = 300
 
 
-def add_many(cloud):
-    """Adds leaves to the registry in one write; each is a copy of the first with a name of its own."""
-    path = cloud.data / "registry.json"
-    content = json.loads(path.read_text())
-    pattern = next(entry for entry in content["identities"] if entry["deviceId"] == "leaf1")
-    names = [f"many{number}" for number in range(IDENTITIES)]
-    for name in names:
-        content["identities"].append({**copy.deepcopy(pattern), "deviceId": name})
-    written = path.with_suffix(".new")
-    written.write_text(json.dumps(content))
-    written.replace(path)
-    return names
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     made = Site(tmp_path_factory.mktemp("site"), ROUTES, settings=SETTINGS)
     try:
-        made.many = [Identity(CLOUD_HOST, name, None, made.leaf.key) for name in add_many(made.cloud)]
+        names = [f"many{number}" for number in range(IDENTITIES)]
+        made.cloud.add_like(made.leaf, names)
+        made.many = [Identity(CLOUD_HOST, name, None, made.leaf.key) for name in names]
         made.start_hub()
         yield made
     finally:

@@ -36,12 +36,13 @@ def run(arguments, variables=None, deadline_secs=30):
 class Process:
     """A running program. Everything that it prints is in `log`."""
 
-    def __init__(self, name, arguments, variables, log: Path):
+    def __init__(self, name, arguments, variables, log: Path, inside=()):
+        """`inside` begins the command: a program that becomes ours."""
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                [program(), *map(str, arguments)], env=environment(variables), stdin=subprocess.DEVNULL,
+                [*inside, program(), *map(str, arguments)], env=environment(variables), stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

@@ -22,6 +22,7 @@ PAGES_PORT = 9600  # for hubs that have a network of their own
 HTTPS_PORT = 443  # fixed too; only sites that ask for WebSockets open it
 WEBSOCKETS = {"httpSettings__enabled": "true"}
 ADDRESS_TRIES_MAX = 20
+BLOCK_BYTES = 1 << 20
 LEAVES = ("leaf1", "leaf2", "leaf3")
 MODULES = ("sender", "receiver")
 
@@ -136,10 +137,12 @@ class Cloud:
             connection.request("GET", "/telemetry")
             response = connection.getresponse()
             assert response.status == 200, f"/telemetry answers {response.status}: {response.read()}"
-            for line in response:
-                if line.strip():
-                    record = json.loads(line)
+            rest = b""
+            while block := response.read(BLOCK_BYTES):
+                *lines, rest = (rest + block).split(b"\n")
+                for record in map(json.loads, lines):
                     yield {**record, "body": base64.b64decode(record["body"])}
+            assert not rest, f"/telemetry ends within a line: {rest[-200:]}"
         except http.client.HTTPException as error:
             raise ConnectionError(error) from error
         finally:

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
+use edgehub_broker::backend::{Backend, Credentials, Login, Mailbox, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::{self, DialError, HttpProxy, PROXY_ANSWER_BYTES_MAX, Target, Transport};
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
@@ -213,7 +213,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
 }
 
 async fn publish(hub: &Hub, count: u32) {
-    let (mailbox, _mailbox) = tokio::sync::mpsc::channel(64);
+    let (mailbox, _mailbox) = Mailbox::channel(64);
     let login = Login {
         identity: Identity::parse("edge1/m1").unwrap(),
         credentials: Credentials::None,

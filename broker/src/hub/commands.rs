@@ -113,24 +113,23 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::backend::Feature;
+    use crate::backend::{CommandReceiver, Feature, Mailbox};
     use crate::message::{Origin, Properties, PropertyName, Sender};
 
     struct Device {
         commands: Commands,
         identity: Identity,
-        mailbox: mpsc::Receiver<Command>,
+        mailbox: CommandReceiver,
     }
 
     impl Device {
         fn subscribed() -> Self {
             let subscriptions = Arc::new(Subscriptions::new(Identity::parse("edge/$edgeHub").unwrap()));
             let identity = Identity::parse("leaf").unwrap();
-            let (sender, mailbox) = mpsc::channel(COMMANDS_IN_FLIGHT_MAX);
+            let (sender, mailbox) = Mailbox::channel(COMMANDS_IN_FLIGHT_MAX);
             subscriptions.set(&identity, 1, &sender, Feature::CloudToDevice, true);
             // The subscription keeps the mailbox open.
             Self { commands: Commands::new(subscriptions, Handle::current()), identity, mailbox }

@@ -170,7 +170,6 @@ impl Subscriptions {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
 
     use super::*;
 
@@ -185,7 +184,7 @@ mod tests {
     #[test]
     fn a_record_lives_as_long_as_its_connection_wants_something() {
         let subscriptions = subscriptions();
-        let (mailbox, _receiver) = mpsc::channel(1);
+        let (mailbox, _receiver) = Mailbox::channel(1);
         let (leaf, module) = (id("leaf"), id("edge1/m"));
         let set = |identity, connection, feature, on| {
             subscriptions.set(identity, connection, &mailbox, feature, on);
@@ -220,7 +219,7 @@ mod tests {
     async fn a_twin_is_read_again_once_in_a_period_and_not_forgotten() {
         const PERIOD: Duration = Duration::from_secs(120);
         let subscriptions = subscriptions();
-        let (mailbox, _receiver) = mpsc::channel(1);
+        let (mailbox, _receiver) = Mailbox::channel(1);
         let leaf = id("leaf");
         assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Never);
         subscriptions.set(&leaf, 1, &mailbox, Feature::DesiredProperties, true);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
+use edgehub_broker::backend::{Backend, Credentials, Login, Mailbox, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, Losses, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{
@@ -178,7 +178,7 @@ impl Site {
     }
 
     pub(crate) async fn connect(&self, sender: &str) -> HubClient {
-        let (mailbox, _) = mpsc::channel(64);
+        let (mailbox, _) = Mailbox::channel(64);
         let login = Login {
             identity: identity(sender),
             credentials: Credentials::None,

@@ -434,12 +434,11 @@ impl Backend for CloudBackend {
 #[cfg(test)]
 mod tests {
     use edgehub_broker::backend::{
-        Credentials, Deliveries, DesiredPatch, MAILBOX_COMMANDS_MAX, Outcome, Protocol, Target,
-        TwinOperation, TwinReply,
+        CommandReceiver, Credentials, Deliveries, DesiredPatch, MAILBOX_COMMANDS_MAX, Outcome, Protocol,
+        Target, TwinOperation, TwinReply,
     };
     use edgehub_broker::identity::{SymmetricKey, TokenSource};
     use edgehub_broker::message::Properties;
-    use tokio::sync::mpsc;
 
     use super::*;
     use crate::cloud_to_device::{Ack, FeedbackStatus};
@@ -477,7 +476,7 @@ mod tests {
             identity: &str,
             chain: Option<&str>,
             signer: &str,
-        ) -> (Result<CloudClient, LoginError>, mpsc::Receiver<Command>) {
+        ) -> (Result<CloudClient, LoginError>, CommandReceiver) {
             let key: SymmetricKey =
                 self.registry.cache().get(&id(signer)).unwrap().keys().next().unwrap().clone();
             let token = TokenSource::new("hub1.example.net", &id(signer), Arc::new(key));
@@ -490,7 +489,7 @@ mod tests {
                 protocol: Protocol::Amqp,
                 peer: None,
             };
-            let (mailbox, commands) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+            let (mailbox, commands) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
             (self.backend.login(login, mailbox).await, commands)
         }
     }
@@ -544,7 +543,7 @@ mod tests {
         assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 2);
     }
 
-    async fn next(commands: &mut mpsc::Receiver<Command>) -> Command {
+    async fn next(commands: &mut CommandReceiver) -> Command {
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, commands.recv()).await.expect("a command in time").expect("a command")
     }
@@ -684,7 +683,7 @@ mod tests {
         let (client, mut commands) = site.login("solo", None, "solo").await;
         let mut first = client.unwrap();
         site.backend.subscribe(&mut first, Feature::CloudToDevice, true);
-        let deliveries = async |commands: &mut mpsc::Receiver<Command>| {
+        let deliveries = async |commands: &mut CommandReceiver| {
             let Command::Deliver(deliveries) = next(commands).await else { panic!("no delivery") };
             assert_eq!(deliveries.target, Target::Device);
             deliveries

@@ -268,6 +268,14 @@ impl Engine {
         }
     }
 
+    /// As `get`, if it can be told without the disk; nothing when it cannot.
+    pub(crate) fn get_in_memory(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.get_in_memory(family, key),
+            Kind::Memory(engine) => Some(engine.get(family, key)),
+        }
+    }
+
     /// Visits the keys of `from..to` in order until told to stop.
     pub(crate) fn scan(
         &self,

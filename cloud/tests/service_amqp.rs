@@ -24,7 +24,6 @@ use edgehub_cloud::{Cloud, CloudOptions, NewDevice};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value as Json, json};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 const HOST: &str = "hub1.example.net";

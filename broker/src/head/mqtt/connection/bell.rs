@@ -56,3 +56,38 @@ impl Wake for Ringing {
         task.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_ring_is_found_by_the_next_look_and_wakes_the_task_that_looked_last() {
+        let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+        let wakers = [Waker::from(first.clone()), Waker::from(second.clone())];
+        let looks = wakers.each_ref().map(Context::from_waker);
+        let wakes = || [&first, &second].map(|wakes| wakes.0.load(Ordering::SeqCst));
+        let bell = Bell::new();
+        assert!(bell.rang(&looks[0]), "nobody has been asked yet");
+        assert!(!bell.rang(&looks[0]));
+        bell.waker().wake_by_ref();
+        assert_eq!(wakes(), [1, 0]);
+        assert!(bell.rang(&looks[1]));
+        assert!(!bell.rang(&looks[1]));
+        bell.waker().wake_by_ref();
+        bell.waker().wake_by_ref();
+        assert_eq!(wakes(), [1, 2], "one that looks too late was woken all the same");
+        assert!(bell.rang(&looks[1]) && !bell.rang(&looks[1]));
+    }
+}

@@ -24,7 +24,7 @@ help:
 	@echo "make test    all tests: unit, property, vector, crash, power loss, and black-box with public SDKs"
 	@echo "make soak    the long forms: KILLS=$(KILLS), MODEL_CASES=$(MODEL_CASES), FULL_SECS=$(FULL_SECS)"
 	@echo "make bench   criterion benchmarks, then the load generator against the built program"
-	@echo "make compare the load generator in turns with Mosquitto, IDLE=$(IDLE) idle connections included"
+	@echo "make compare the load generator in turns with Mosquitto and RabbitMQ, IDLE=$(IDLE) idle connections included"
 	@echo "make fuzz    every fuzz target for FUZZ_SECS=$(FUZZ_SECS) seconds (installs cargo-fuzz)"
 	@echo "make lint    format check and clippy      make doc   documentation, warnings are errors"
 	@echo "make deny    licences and advisories of all dependencies (installs cargo-deny)"
@@ -76,12 +76,17 @@ load: setup
 	target/release/load --spawn target/release/edgehub $(LOAD)
 
 COMPARE = target/release/load --spawn target/release/edgehub --peer mosquitto --durability $(DURABILITY)
+COMPARE_AMQP = target/release/load --spawn target/release/edgehub --peer rabbitmq --protocol amqp --window 256 --durability $(DURABILITY)
 compare: setup
 	@scripts/setup peers
 	$(CARGO) build --release -p edgehub -p edgehub-benches
 	$(COMPARE) --scenario fan-in --devices 10 --messages 400000
 	$(COMPARE) --scenario pairs --devices 50 --messages 400000
 	$(COMPARE) --scenario fan-in --devices 1000 --window 1 --messages 200000
+	$(COMPARE_AMQP) --scenario fan-in --devices 1 --messages 200000
+	$(COMPARE_AMQP) --scenario fan-in --devices 10 --messages 200000
+	$(COMPARE_AMQP) --scenario fan-in --devices 10 --per-connection 10 --messages 200000
+	$(COMPARE_AMQP) --scenario pairs --devices 50 --messages 200000
 	$(COMPARE) --scenario idle --devices $(IDLE) --rounds 1
 	$(COMPARE) --scenario idle --devices $(IDLE) --rounds 1 --tls
 

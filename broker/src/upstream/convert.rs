@@ -203,7 +203,7 @@ pub(crate) fn payload<'a>(messages: impl ExactSizeIterator<Item = &'a Message>) 
 /// The sender is not in the message: it is the identity of the link. Output, ids and marks of this hub stay here.
 fn encode(message: &Message) -> Payload {
     let sent = |property| message.properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
-    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    let mut encoder = MessageEncoder::for_at_once(HEAD_BYTES);
     let component = sent(SystemProperty::ComponentName).map(|text| ("dt-subject", Value::String(text)));
     let interface = sent(SystemProperty::InterfaceId)
         .filter(|text| text.as_str() == SECURITY_INTERFACE)

@@ -280,7 +280,7 @@ impl PlainAmqp {
 fn encode(message: &Message) -> Payload {
     let identity = &message.sender.identity;
     let sent = |property| message.properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
-    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    let mut encoder = MessageEncoder::for_at_once(HEAD_BYTES);
     let annotations = [
         ("iothub-connection-device-id", Some(identity.device_id().into())),
         ("iothub-connection-module-id", identity.module_id().map(Into::into)),

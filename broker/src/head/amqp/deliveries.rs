@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use ahash::AHashMap;
+use smallvec::SmallVec;
 
 use super::convert;
 use super::turn::Turn;
@@ -19,6 +20,8 @@ pub(super) struct Deliverer {
     link: Option<LinkId>,
     waiting: VecDeque<Waiting>,
     in_flight: AHashMap<DeliveryId, InFlight>,
+    /// Those of all that is here, each once: one per input.
+    settlers: SmallVec<[Settler; 1]>,
 }
 
 #[derive(Debug)]
@@ -53,6 +56,7 @@ impl Deliverer {
         for Waiting { settler, tag, .. } in std::mem::take(&mut self.waiting) {
             turn.outcomes.push(settler, tag, Outcome::NotOffered);
         }
+        self.settlers.clear();
     }
 
     /// Takes messages over.
@@ -63,6 +67,9 @@ impl Deliverer {
         if self.link.is_none() || !room {
             settler.settle(messages.iter().map(|(tag, _)| (*tag, Outcome::NotOffered)));
             return;
+        }
+        if !self.settlers.iter().any(|known| known.same_as(&settler)) {
+            self.settlers.push(settler.clone());
         }
         for (tag, message) in messages {
             let waiting = Waiting { target: target.clone(), settler: settler.clone(), tag, message };
@@ -142,6 +149,11 @@ impl Deliverer {
 
     /// Whoever made these deliveries waits for them no longer, and makes them anew.
     fn forget_abandoned<B>(&mut self, turn: &mut Turn<'_, B>) {
+        let known = self.settlers.len();
+        self.settlers.retain(|settler| !settler.is_abandoned());
+        if self.settlers.len() == known {
+            return;
+        }
         self.waiting.retain(|waiting| !waiting.settler.is_abandoned());
         self.in_flight.retain(|delivery, in_flight| {
             let abandoned = in_flight.settler.is_abandoned();

@@ -46,7 +46,7 @@ pub(crate) struct Server<'a> {
 /// A connection that is logged in.
 enum Connected {
     Mqtt(Client),
-    Amqp(AmqpClient),
+    Amqp(Box<AmqpClient>),
 }
 
 impl Connected {
@@ -118,7 +118,7 @@ async fn connect_all(
             let mut clients: Vec<_> = (0..logins.len()).map(|_| None).collect();
             while let Some(done) = logins.join_next().await {
                 let (number, client) = done?;
-                clients[number] = Some(Connected::Amqp(client?));
+                clients[number] = Some(Connected::Amqp(Box::new(client?)));
             }
             Ok(clients.into_iter().flatten().collect())
         }

@@ -20,7 +20,7 @@ ROUTES = {
 # Messages on one link; the long form of the test has 100,000.
 MESSAGES = int(os.environ.get("EDGEHUB_TEST_AMQP_MESSAGES", "20000"))
 IDENTITIES = int(os.environ.get("EDGEHUB_TEST_AMQP_IDENTITIES", "1000"))
-RUN_SECS = 300
+RUN_SECS = max(300, MESSAGES // 100)
 # uAMQP only sends, and knows no SASL for its tokens.
 RECEIVING = ["rhea", "proton"]
 

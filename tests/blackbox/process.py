@@ -49,6 +49,13 @@ class Process:
     def pid(self):
         return self._child.pid
 
+    def resident_bytes(self):
+        """Its memory that is not swapped out."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"{self.name} has no VmRSS")
+
     def running(self):
         return self._child.poll() is None
 

@@ -10,6 +10,7 @@ from . import node
 from .process import REPOSITORY
 
 AMQP_PORT = 5671
+RUN_SECS = 120
 PYTHON = REPOSITORY / "tests" / "python"
 # The one that Debian's packages of Python modules are for.
 DEBIAN_PYTHON = "/usr/bin/python3"
@@ -31,7 +32,7 @@ def node_of(identity):
     }  # fmt: skip
 
 
-def run(site, verb, deadline_secs=node.RUN_SECS, client="rhea", when=(), **arguments):
+def run(site, verb, deadline_secs=RUN_SECS, client="rhea", when=(), **arguments):
     """Runs a verb to its end; all that it told, as one dictionary. `when` are calls by what it tells."""
     arguments |= {"verb": verb, "host": site.address, "port": AMQP_PORT, "ca": str(site.authority.root)}
     environment = {"PATH": os.environ["PATH"]}

@@ -6,7 +6,7 @@ import ssl
 import struct
 
 from . import websocket
-from .mqtt import TIMEOUT_SECS, Closed
+from .mqtt import Closed
 from .raw import AMQP_PORT, node_of
 from .site import HTTPS_PORT
 
@@ -16,6 +16,7 @@ ACCEPTED, REJECTED = 0x24, 0x25
 HEADER, SASL_HEADER = b"AMQP\x00\x01\x00\x00", b"AMQP\x03\x01\x00\x00"
 NULL, TRUE, FALSE, EMPTY = b"\x40", b"\x41", b"\x42", b"\x45"
 FRAME_MAX_BYTES = 65_536
+TIMEOUT_SECS = 60.0
 
 
 def uint(value):
@@ -128,6 +129,7 @@ class Wire:
             self.socket = self._websocket._socket
         else:
             self.socket = websocket.connect(site, AMQP_PORT)
+        self.socket.settimeout(TIMEOUT_SECS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self):

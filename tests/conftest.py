@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+from blackbox import healing
 from blackbox.site import Site
 
 EVERYTHING_UP = {"everything": "FROM /messages/* INTO $upstream"}
@@ -37,3 +38,10 @@ def make_site(tmp_path):
             return stack.enter_context(running_site(tmp_path, routes or EVERYTHING_UP, **options))
 
         yield make
+
+
+def pytest_terminal_summary(terminalreporter):
+    if healing.ROWS:
+        terminalreporter.section("from healing to the first settled message")
+        for line in healing.table():
+            terminalreporter.write_line(line)

@@ -1,15 +1,14 @@
 """What a client can do to others over MQTT: nothing. Hostile ones run beside a flow that must lose nothing."""
 
 import contextlib
-import itertools
 import socket
 import ssl
 import struct
-import threading
 
 import pytest
 
-from blackbox import mqtt, pages, wait
+from blackbox import mqtt, pages
+from blackbox.flow import Flow
 from blackbox.site import MQTT_PORT
 from test_bad_input import AFTER_CONNECT, BEFORE_CONNECT
 
@@ -27,61 +26,6 @@ MIB = 1 << 20
 
 def connection(site, **options):
     return mqtt.Connection(site.address, MQTT_PORT, site.authority.root, **options)
-
-
-def resident_bytes(site):
-    with open(f"/proc/{site.hub.pid}/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
-
-
-class Flow:
-    """A device that publishes at QoS 1 all the time, each message once the last one is acknowledged."""
-
-    def __init__(self, site, identity, marker):
-        self._site, self._identity, self._marker = site, identity, marker
-        self._stop = threading.Event()
-        self._acknowledged = 0
-        self._failure = None
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self):
-        try:
-            with connection(self._site) as wire:
-                assert wire.login(self._identity) == 0
-                topic = f"{self._identity.events_topic}marker={self._marker}"
-                for number in itertools.count():
-                    if self._stop.is_set():
-                        return
-                    wire.publish_acknowledged(topic, str(number).encode(), number % 65_535 + 1)
-                    self._acknowledged = number + 1
-        except Exception as error:  # pylint: disable=broad-except
-            self._failure = error
-
-    def __enter__(self):
-        self._thread.start()
-        self.goes_on()
-        return self
-
-    def goes_on(self, messages=5):
-        """It was not stopped by anything: more messages are acknowledged."""
-        wanted = self._acknowledged + messages
-        wait.until("the flow goes on", lambda: self._failure or self._acknowledged >= wanted)
-        assert self._failure is None, self._failure
-
-    def __exit__(self, kind, *_):
-        self._stop.set()
-        self._thread.join()
-        if kind is None:
-            assert self._failure is None, self._failure
-            records = self._site.cloud.wait_telemetry(
-                self._marker,
-                lambda record: record["properties"].get("marker") == self._marker,
-                self._acknowledged,
-            )
-            assert [int(record["body"]) for record in records] == list(range(self._acknowledged))
 
 
 class TlsClient:
@@ -217,12 +161,12 @@ def test_a_module_that_never_reads_costs_others_nothing(site):
         sender = stack.enter_context(connection(site))
         assert sender.login(site.modules["sender"]) == 0
         topic = f"{site.modules['sender'].events_topic}%24.on=out"
-        before = resident_bytes(site)
+        before = site.hub.resident_bytes()
         for number in range(1, 301):
             sender.publish_acknowledged(topic, body, number)
         flow.goes_on()
         # 60 MB wait for the module: on disk, but for one window, the newest entries, and what the store caches.
-        assert resident_bytes(site) - before < 40 * MIB
+        assert site.hub.resident_bytes() - before < 40 * MIB
         # The module is not lost: whatever it reads later is whole.
         received = 0
         while received < 5:
@@ -245,7 +189,7 @@ def test_a_client_that_asks_and_never_reads_is_not_listened_to(site):
                 assert wire.login(site.leaf) == 0
                 wire.send(mqtt.subscribe(1, ["$iothub/twin/res/#"]))
                 assert wire.expect(mqtt.SUBACK) == b"\x00\x01\x01"
-                before = resident_bytes(site)
+                before = site.hub.resident_bytes()
                 wire._socket.settimeout(0.5)
                 sent = 0
                 with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
@@ -253,7 +197,7 @@ def test_a_client_that_asks_and_never_reads_is_not_listened_to(site):
                         wire._socket.sendall(data)
                         sent += len(data)
                 flow.goes_on()
-                assert resident_bytes(site) - before < 32 * MIB, name
+                assert site.hub.resident_bytes() - before < 32 * MIB, name
                 assert sent < 256 * MIB, f"{name}: the hub listens to who never reads"
 
 

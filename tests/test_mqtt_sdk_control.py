@@ -12,8 +12,7 @@ from blackbox.service import desire, invoke, twin
 from blackbox.site import WEBSOCKETS
 from conftest import EVERYTHING_UP, running_site
 
-# A change that is made before the upstream tells of changes is found by comparing, here at once.
-SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1", "MinTwinSyncPeriodSecs": "0"}
+SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 import os
 import signal
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 from blackbox import mqtt, pages, wait
+from blackbox.service import NamedByAddress, Service, invoke, manager_of
 from blackbox.site import MQTT_PORT
 
 INPUT = "edge1/receiver/in1"
@@ -118,3 +120,60 @@ def test_without_a_wait_nothing_is_waited_for(make_site):
     assert consumer.take()[1] == b"kept"
     assert site.hub.stop() == 0
     assert "Not everything that could be delivered was" in site.hub.text()
+
+
+def test_the_answer_of_a_method_that_is_under_way_reaches_its_caller(make_site):
+    site = make_site(ROUTES, settings=SETTINGS, cloud=NamedByAddress)
+    with manager_of(site) as manager, mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as leaf:
+        assert leaf.login(site.leaf) == 0
+        leaf.send(mqtt.subscribe(1, ["$iothub/methods/POST/#"]))
+        leaf.expect(mqtt.SUBACK)
+        with ThreadPoolExecutor() as pool:
+            invoked = pool.submit(called_at_last, manager, site.leaf)
+            _, payload = leaf.receive()
+            rid = payload.split(b"?$rid=")[1][:36].decode()
+            terminate(site)
+            wait.until("other clients are refused", lambda: refused(site))
+            assert site.hub.running() and not invoked.done(), "the answer is waited for"
+            leaf.send(mqtt.publish(f"$iothub/methods/res/200/?$rid={rid}", b'{"done":1}', qos=0))
+            answer = invoked.result(timeout=wait.DEADLINE_SECS)
+        assert (answer.status, answer.payload) == (200, {"done": 1})
+        assert ended(site) == 0
+
+
+def test_a_message_of_the_cloud_that_a_device_acknowledges_in_time_does_not_come_again(make_site):
+    site = make_site(ROUTES, settings=SETTINGS, cloud=NamedByAddress)
+    with manager_of(site) as manager, mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as leaf:
+        service = Service(site, manager)
+        assert leaf.login(site.leaf) == 0
+        leaf.send(mqtt.subscribe(1, [f"devices/{site.leaf.device}/messages/devicebound/#"]))
+        leaf.expect(mqtt.SUBACK)
+        manager.send_c2d_message(site.leaf.device, "take it")
+        first, payload = leaf.receive()
+        assert first & 0x06 == 2 and payload.endswith(b"take it")
+        length = struct.unpack(">H", payload[:2])[0]
+        terminate(site)
+        wait.until("other clients are refused", lambda: refused(site))
+        leaf.send(mqtt.packet(mqtt.PUBACK, payload[2 + length : 4 + length]))
+        assert ended(site) == 0
+        wait.until("the cloud has heard of it", lambda: service.waiting(site.leaf) == 0)
+
+
+def called_at_last(manager, identity):
+    """Calls a method; until the hub has told the cloud that the device takes methods, the cloud says that it is away."""
+
+    def call():
+        try:
+            return invoke(manager, identity, "reboot", {})
+        except Exception as error:  # pylint: disable=broad-except # the SDK's own, of several kinds
+            if "404" not in str(error) and "NotFound" not in str(error) and "DeviceNotOnline" not in str(error):
+                raise
+            return None
+
+    return wait.until("the method is called", call)
+
+
+def refused(site):
+    """Whether a new client is told to come again: the hub has begun to stop."""
+    with mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as wire:
+        return wire.login(site.modules["sender"]) != 0

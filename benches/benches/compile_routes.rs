@@ -38,6 +38,7 @@ fn compile(criterion: &mut Criterion) {
                 text,
                 priority: DEFAULT_PRIORITY,
                 time_to_live_secs: 0,
+                upstream_target: None,
             });
             let (table, errors) = RouteTable::compile(black_box(specs), "edge1");
             assert!(errors.is_empty(), "{errors:?}");

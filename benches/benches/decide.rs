@@ -128,6 +128,7 @@ fn table(case: &Case) -> RouteTable {
         text,
         priority: DEFAULT_PRIORITY,
         time_to_live_secs: 0,
+        upstream_target: None,
     });
     let (table, errors) = RouteTable::compile(specs, "edge1");
     assert!(errors.is_empty(), "{errors:?}");

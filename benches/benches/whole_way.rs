@@ -1,14 +1,17 @@
-//! The whole way of a message inside one process: MQTT bytes in, decision, store, pump, MQTT bytes out, both
+//! The whole way of a message inside one process: bytes of MQTT or AMQP in, decision, store, pump, bytes out, both
 //! acknowledgements. Sockets are replaced by memory, so what is left is the hub's own work and the generator's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use edgehub_benches::amqp::{Access, AmqpClient, Node};
 use edgehub_benches::arrivals::Arrivals;
 use edgehub_benches::client::{Client, Clock, Publishing};
+use edgehub_broker::amqp::Role;
 use edgehub_broker::backend::Login;
 use edgehub_broker::delivery::ModulePumpOptions;
+use edgehub_broker::head::amqp::{self, AmqpLimits};
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
@@ -45,22 +48,56 @@ async fn client(hub: &Hub, client_id: &str, filter: Option<&str>) -> Client {
         .expect("a login")
 }
 
+/// A client that sends or receives at a node by a token, which everybody has.
+async fn amqp_client(hub: &Hub, identity: &str, role: Role) -> AmqpClient {
+    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    let peer = Peer { address: None, certificates: Vec::new(), accepted_at: Instant::now().into() };
+    tokio::spawn(amqp::serve(theirs, hub.clone(), AmqpLimits::default(), peer, std::future::pending()));
+    let address = format!("amqps://host/devices/{identity}/messages/events");
+    let resource = format!("host%2Fdevices%2F{}", identity.replace('/', "%2F"));
+    let token = format!("SharedAccessSignature sr={resource}&sig=c2lnbmF0dXJl&se=4102444800");
+    let node = Node { address, token: Some((format!("host/devices/{identity}"), token)) };
+    let access = Access::Tokens("host".to_owned());
+    AmqpClient::login_over(Box::new(ours), &access, &[node], role).await.expect("a login")
+}
+
+async fn carry_over_amqp(hub: &Hub, turns: u64) -> Duration {
+    let messages = turns * MESSAGES;
+    let receiver = amqp_client(hub, "edge1/modules/receiver", Role::Receiver).await;
+    let sender = amqp_client(hub, "leaf1", Role::Sender).await;
+    let (stop, stopped) = watch::channel(false);
+    let clock = Arc::new(Clock::default());
+    let begin = Instant::now();
+    let sent = tokio::spawn(sender.publish(vec![publishing(messages)], clock.clone(), stopped.clone()));
+    let received = receiver.receive(Arrivals::new(1, messages), messages, clock, stopped).await;
+    let elapsed = begin.elapsed();
+    stop.send_replace(true);
+    let sent = sent.await.expect("the publisher ends");
+    assert_eq!((sent.failure, received.failure), (None, None));
+    assert_eq!((received.arrivals.unique, received.arrivals.order_breaks), (messages, 0));
+    elapsed
+}
+
+fn publishing(messages: u64) -> Publishing {
+    Publishing {
+        publisher: 0,
+        topic: "devices/leaf1/messages/events/".to_owned(),
+        output: None,
+        messages,
+        payload_bytes: BODY_BYTES,
+        window: Some(64),
+        rate: None,
+    }
+}
+
 async fn carry(hub: &Hub, turns: u64) -> Duration {
     let messages = turns * MESSAGES;
     let receiver = client(hub, "edge1/receiver", Some("devices/edge1/modules/receiver/inputs/#")).await;
     let sender = client(hub, "leaf1", None).await;
     let (stop, stopped) = watch::channel(false);
     let clock = Arc::new(Clock::default());
-    let publishing = Publishing {
-        publisher: 0,
-        topic: "devices/leaf1/messages/events/".to_owned(),
-        messages,
-        payload_bytes: BODY_BYTES,
-        window: Some(64),
-        rate: None,
-    };
     let begin = Instant::now();
-    let sent = tokio::spawn(sender.publish(publishing, clock.clone(), stopped.clone()));
+    let sent = tokio::spawn(sender.publish(publishing(messages), clock.clone(), stopped.clone()));
     let received = receiver.receive(Arrivals::new(1, messages), messages, clock, stopped).await;
     let elapsed = begin.elapsed();
     stop.send_replace(true);
@@ -108,16 +145,21 @@ fn whole_way(criterion: &mut Criterion) {
     for (name, durability) in
         [("memory", None), ("os", Some(Durability::Os)), ("sync", Some(Durability::Sync))]
     {
-        group.bench_function(name, |bencher| {
-            bencher.iter_custom(|turns| {
-                runtime.block_on(async {
-                    let (hub, _folder) = hub(durability);
-                    let elapsed = carry(&hub, turns).await;
-                    assert_eq!(hub.status().gap, 0);
-                    elapsed
-                })
+        for protocol in ["mqtt", "amqp"] {
+            group.bench_function(format!("{protocol} {name}"), |bencher| {
+                bencher.iter_custom(|turns| {
+                    runtime.block_on(async {
+                        let (hub, _folder) = hub(durability);
+                        let elapsed = match protocol {
+                            "mqtt" => carry(&hub, turns).await,
+                            _ => carry_over_amqp(&hub, turns).await,
+                        };
+                        assert_eq!(hub.status().gap, 0);
+                        elapsed
+                    })
+                });
             });
-        });
+        }
     }
     group.finish();
 }

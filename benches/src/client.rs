@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,7 +28,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Room for what comes during the login; one that stays idle never needs more.
 const LOGIN_READ_BYTES: usize = 64;
 /// Time for connection, handshake and login together.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a client gives up.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,9 @@ pub enum ClientError {
     /// The server closed the connection.
     #[error("the server closed the connection")]
     Closed,
+    /// The server ended or refused something that is needed, or is no match for it.
+    #[error("{0}")]
+    Ended(String),
     /// No answer in time.
     #[error("no answer within {} s", LOGIN_TIMEOUT.as_secs())]
     TimedOut,
@@ -81,7 +84,7 @@ impl Default for Clock {
 }
 
 impl Clock {
-    fn now_ns(&self) -> u64 {
+    pub(crate) fn now_ns(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
@@ -97,8 +100,10 @@ pub struct Client {
 pub struct Publishing {
     /// Its number; stands in every body.
     pub publisher: u32,
-    /// Where to.
+    /// Where to; AMQP: the address of the link.
     pub topic: String,
+    /// Output of a module that does not stand in `topic`, as in AMQP.
+    pub output: Option<&'static str>,
     /// How many messages.
     pub messages: u64,
     /// Body size in bytes, at least [`STAMP_BYTES`].
@@ -157,13 +162,7 @@ impl Client {
         credentials: Option<(&str, &str)>,
         subscription: Option<(&str, u8)>,
     ) -> Result<Self, ClientError> {
-        let tcp = TcpStream::connect(target.address).await?;
-        tcp.set_nodelay(true)?;
-        let stream: Box<dyn Stream> = match &target.tls {
-            Some((connector, name)) => Box::new(connector.connect(name.clone(), tcp).await?),
-            None => Box::new(tcp),
-        };
-        Self::login_over(stream, client_id, credentials, subscription).await
+        Self::login_over(connected(target).await?, client_id, credentials, subscription).await
     }
 
     /// Logs in over a stream that is connected, and subscribes if a filter is given. Has no deadline.
@@ -285,10 +284,7 @@ impl Client {
             {
                 let id = plan.window.map(|_| (done.sent % u64::from(u16::MAX)) as u16 + 1);
                 wire::publish(&mut out, &plan.topic, id, plan.payload_bytes, |out| {
-                    out.put_u32(plan.publisher);
-                    out.put_u64(done.sent);
-                    out.put_u64(now);
-                    out.put_bytes(b'x', plan.payload_bytes - STAMP_BYTES);
+                    put_stamp(out, plan.publisher, done.sent, now, plan.payload_bytes);
                 });
                 in_flight.extend(id.map(|id| (id, now)));
                 done.sent += 1;
@@ -347,13 +343,12 @@ impl Client {
             let now = clock.now_ns();
             let before = arrivals.unique;
             while let Some(packet) = wire::take(&mut self.input)? {
-                let Incoming::Publish(id, mut body) = packet else {
+                let Incoming::Publish(id, body) = packet else {
                     return Err(ClientError::Unexpected(format!("{packet:?}")));
                 };
-                if body.len() < STAMP_BYTES {
-                    return Err(ClientError::Unexpected(format!("a body of {} bytes", body.len())));
-                }
-                let (publisher, number, sent_ns) = (body.get_u32(), body.get_u64(), body.get_u64());
+                let size = body.len();
+                let (publisher, number, sent_ns) = read_stamp(body)
+                    .ok_or_else(|| ClientError::Unexpected(format!("a body of {size} bytes")))?;
                 arrivals.record(publisher, number);
                 latency.record(now.saturating_sub(sent_ns));
                 if let Some(id) = id {
@@ -402,7 +397,30 @@ fn acknowledge(
     Ok(())
 }
 
-async fn turned_true(stop: &mut watch::Receiver<bool>) {
+/// A stream to the server, with TLS if the target has it.
+pub(crate) async fn connected(target: &Target) -> Result<Box<dyn Stream>, ClientError> {
+    let tcp = TcpStream::connect(target.address).await?;
+    tcp.set_nodelay(true)?;
+    Ok(match &target.tls {
+        Some((connector, name)) => Box::new(connector.connect(name.clone(), tcp).await?),
+        None => Box::new(tcp),
+    })
+}
+
+/// Appends a body of at least [`STAMP_BYTES`] bytes.
+pub(crate) fn put_stamp(out: &mut BytesMut, publisher: u32, number: u64, now_ns: u64, body_bytes: usize) {
+    out.put_u32(publisher);
+    out.put_u64(number);
+    out.put_u64(now_ns);
+    out.put_bytes(b'x', body_bytes - STAMP_BYTES);
+}
+
+/// Publisher, number and time of sending of a body.
+pub(crate) fn read_stamp(mut body: Bytes) -> Option<(u32, u64, u64)> {
+    (body.len() >= STAMP_BYTES).then(|| (body.get_u32(), body.get_u64(), body.get_u64()))
+}
+
+pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
     // The sender being gone means stop as well.
     let _gone = stop.wait_for(|stop| *stop).await;
 }

@@ -70,6 +70,12 @@ impl Identity {
         format!("{}/{}/?api-version=2021-04-12", self.host, self.client_id())
     }
 
+    /// What a token is for: host and path of the identity.
+    pub fn audience(&self) -> String {
+        let module = self.module.as_ref().map(|module| format!("/modules/{module}")).unwrap_or_default();
+        format!("{}/devices/{}{module}", self.host, self.device)
+    }
+
     /// The connection string.
     pub fn connection_string(&self) -> String {
         let module = self.module.as_ref().map(|module| format!(";ModuleId={module}")).unwrap_or_default();
@@ -88,8 +94,7 @@ impl Identity {
     }
 
     fn token_until(&self, expiry: u64) -> String {
-        let module = self.module.as_ref().map(|module| format!("/modules/{module}")).unwrap_or_default();
-        let resource = percent_encoded(&format!("{}/devices/{}{module}", self.host, self.device));
+        let resource = percent_encoded(&self.audience());
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
         mac.update(format!("{resource}\n{expiry}").as_bytes());
         let signature = percent_encoded(&STANDARD.encode(mac.finalize().into_bytes()));

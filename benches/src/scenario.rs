@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
+use edgehub_broker::amqp::{LinkAddress, LinkKind};
 use serde_json::{Value, json};
 
 use crate::identity::Identity;
 
 /// Input that receiving modules listen on.
 const INPUT: &str = "in1";
+/// Output that publishing modules name.
+const OUTPUT: &str = "out";
 /// Time to live of queued messages in the generator's manifests, seconds.
 const TTL_SECS: u32 = 7200;
 
@@ -60,26 +63,34 @@ pub struct Party {
     pub device: String,
     /// Module id; modules are on the edge device.
     pub module: Option<String>,
-    /// Topic to publish to, or filter to subscribe to.
+    /// Topic to publish to, or filter to subscribe to; AMQP: the address of the link.
     pub topic: String,
+    /// Output of a publishing module, beside the address of its link.
+    pub output: Option<&'static str>,
 }
 
 impl Party {
     fn leaf(number: usize) -> Self {
         let device = format!("load-d{number}");
-        Self { topic: format!("devices/{device}/messages/events/"), device, module: None }
+        Self { topic: format!("devices/{device}/messages/events/"), device, module: None, output: None }
     }
 
     fn sender(edge: &str, number: usize) -> Self {
         let module = format!("load-s{number}");
-        let topic = format!("devices/{edge}/modules/{module}/messages/events/%24.on=out");
-        Self { device: edge.to_owned(), module: Some(module), topic }
+        let topic = format!("devices/{edge}/modules/{module}/messages/events/%24.on={OUTPUT}");
+        Self { device: edge.to_owned(), module: Some(module), topic, output: Some(OUTPUT) }
     }
 
     fn receiver(edge: &str, number: usize) -> Self {
         let module = format!("load-r{number}");
         let topic = format!("devices/{edge}/modules/{module}/inputs/#");
-        Self { device: edge.to_owned(), module: Some(module), topic }
+        Self { device: edge.to_owned(), module: Some(module), topic, output: None }
+    }
+
+    /// Address of the links on which the party sends its messages, and receives those for its inputs.
+    fn node(&self, host: &str) -> String {
+        let (device_id, module_id) = (self.device.clone(), self.module.clone());
+        LinkAddress::Node { kind: LinkKind::Telemetry, device_id, module_id }.to_uri(host)
     }
 
     /// Whether the identity is this party's.
@@ -107,7 +118,10 @@ impl Scenario {
             Self::Pairs => Plan {
                 routes: (0..devices)
                     .map(|n| {
-                        (format!("r{n}"), format!("FROM /messages/modules/load-s{n}/outputs/out {}", into(n)))
+                        (
+                            format!("r{n}"),
+                            format!("FROM /messages/modules/load-s{n}/outputs/{OUTPUT} {}", into(n)),
+                        )
                     })
                     .collect(),
                 publishers: (0..devices).map(|n| Party::sender(edge, n)).collect(),
@@ -118,7 +132,10 @@ impl Scenario {
             Self::FanOut => Plan {
                 routes: (0..receivers)
                     .map(|n| {
-                        (format!("r{n}"), format!("FROM /messages/modules/load-s0/outputs/out {}", into(n)))
+                        (
+                            format!("r{n}"),
+                            format!("FROM /messages/modules/load-s0/outputs/{OUTPUT} {}", into(n)),
+                        )
                     })
                     .collect(),
                 publishers: vec![Party::sender(edge, 0)],
@@ -148,6 +165,32 @@ impl Plan {
     /// All parties.
     pub fn parties(&self) -> impl Iterator<Item = &Party> {
         self.publishers.iter().chain(&self.receivers).chain(&self.absent)
+    }
+
+    /// The same plan for a hub that is spoken to over AMQP: addresses of links instead of topics.
+    pub fn for_amqp(mut self, host: &str) -> Self {
+        for party in self.publishers.iter_mut().chain(&mut self.receivers) {
+            party.topic = party.node(host);
+        }
+        self
+    }
+
+    /// The same plan for RabbitMQ over AMQP 1.0: a queue that is made by whoever attaches first, or an exchange to all
+    /// receivers.
+    pub fn for_rabbitmq(mut self) -> Self {
+        let to_all = self.hears == Hears::All && self.receivers.len() > 1;
+        let address = |number: usize| match (self.hears, to_all) {
+            (Hears::All, true) => "/exchange/amq.fanout".to_owned(),
+            (Hears::All, false) => "/queue/load".to_owned(),
+            (Hears::Own, _) => format!("/queue/load-{number}"),
+        };
+        for parties in [&mut self.publishers, &mut self.receivers] {
+            for (number, party) in parties.iter_mut().enumerate() {
+                party.topic = address(number);
+                party.output = None;
+            }
+        }
+        self
     }
 
     /// The same plan for a broker that is no hub: topics without meaning, for comparisons in the same run.
@@ -212,5 +255,22 @@ mod tests {
                 assert!(text.starts_with("FROM /messages/"), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn addresses_of_amqp_are_those_of_the_identities() {
+        let plan = Scenario::Pairs.plan("edge1", 2, 0).for_amqp("gw");
+        let node = |module: &str| format!("amqps://gw/devices/edge1/modules/{module}/messages/events");
+        assert_eq!(plan.publishers[1].topic, node("load-s1"));
+        assert_eq!(plan.publishers[1].output, Some("out"));
+        assert_eq!(plan.receivers[1].topic, node("load-r1"));
+        let queues = |scenario: Scenario| {
+            let plan = scenario.plan("edge1", 2, 2).for_rabbitmq();
+            (plan.publishers.last().unwrap().topic.clone(), plan.receivers.last().unwrap().topic.clone())
+        };
+        let both = |address: &str| (address.to_owned(), address.to_owned());
+        assert_eq!(queues(Scenario::FanIn), both("/queue/load"));
+        assert_eq!(queues(Scenario::Pairs), both("/queue/load-1"));
+        assert_eq!(queues(Scenario::FanOut), both("/exchange/amq.fanout"));
     }
 }

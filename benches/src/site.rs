@@ -21,7 +21,8 @@ use crate::scenario::Plan;
 pub const EDGE: &str = "load-edge";
 /// Name that `edgehub cloud` gives the registry in its folder.
 const REGISTRY_FILE: &str = "registry.json";
-const CLOUD_HOST: &str = "cloud.load.test";
+/// Name of the cloud, which is that of the tokens' audience.
+pub const CLOUD_HOST: &str = "cloud.load.test";
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 /// Time for one request to the hub's pages.
@@ -77,6 +78,8 @@ pub struct Site {
     cloud: Child,
     /// Where the hub takes MQTT.
     pub mqtt: SocketAddr,
+    /// Where the hub takes AMQP, if it does.
+    pub amqp: SocketAddr,
     pages: SocketAddr,
     /// Root certificate for TLS.
     pub root_file: PathBuf,
@@ -88,8 +91,10 @@ pub struct Site {
 /// How the hub is set up.
 #[derive(Debug, Clone)]
 pub struct HubOptions {
-    /// TLS on the MQTT listener; plain TCP otherwise.
+    /// TLS on the listeners; plain TCP otherwise.
     pub tls: bool,
+    /// Opens the AMQP listener as well.
+    pub amqp: bool,
     /// Setting `store.durability`.
     pub durability: String,
     /// Further settings as environment variables.
@@ -111,18 +116,18 @@ impl Site {
         write_certificates(folder.path(), address)?;
         fs::create_dir_all(at("cloud")).map_err(system("the cloud's folder"))?;
         let (identities, hub_identity) = create_identities(&at("cloud").join(REGISTRY_FILE), plan)?;
-        let (amqp, https) = (free_port(address)?, free_port(address)?);
+        let (cloud_amqp, https) = (free_port(address)?, free_port(address)?);
         let mut command = Command::new(program);
         command.arg("cloud").arg("--data-dir").arg(at("cloud")).args(["--host-name", CLOUD_HOST]);
         command.arg("--certificate").arg(at("server.pem")).arg("--private-key").arg(at("server.key"));
-        command.args(["--amqp-listen", &amqp.to_string(), "--https-listen", &https.to_string()]);
+        command.args(["--amqp-listen", &cloud_amqp.to_string(), "--https-listen", &https.to_string()]);
         let cloud = spawn(&mut command, &at("cloud.log"))?;
         let manifest = at("deployment.json");
         fs::write(&manifest, plan.manifest().to_string()).map_err(system("writing the manifest"))?;
         let storage = options.storage.clone().unwrap_or_else(|| at("storage"));
         fs::create_dir_all(&storage).map_err(system("the storage folder"))?;
         let pages = free_port(address)?;
-        let mqtt = free_port(address)?;
+        let (mqtt, amqp) = (free_port(address)?, free_port(address)?);
         let mut command = Command::new(program);
         command.arg("run").arg("--manifest").arg(&manifest);
         command
@@ -134,26 +139,32 @@ impl Site {
             .env("StorageFolder", &storage)
             .env("RuntimeLogLevel", "warning")
             .env("MaxConnectedClients", "100000")
-            .env("amqpSettings__enabled", "false")
+            .env("amqpSettings__enabled", options.amqp.to_string())
+            .env("EDGEHUB_LISTEN__AMQP_ADDRESS", address.to_string())
             .env("httpSettings__enabled", "false")
             .env("httpSettings__metrics_port", pages.port().to_string())
             .env("EDGEHUB_LISTEN__METRICS_ADDRESS", address.to_string())
             .env("EDGEHUB_LISTEN__MQTT_ADDRESS", address.to_string())
             .env("EDGEHUB_UPSTREAM__HOST", address.to_string())
-            .env("EDGEHUB_UPSTREAM__AMQP_PORT", amqp.port().to_string())
+            .env("EDGEHUB_UPSTREAM__AMQP_PORT", cloud_amqp.port().to_string())
             .env("EDGEHUB_UPSTREAM__HTTPS_PORT", https.port().to_string())
             .env("EDGEHUB_UPSTREAM__TRUST_FILE", &root_file)
             .env("EDGEHUB_STORE__DURABILITY", &options.durability);
         if options.tls {
             command.env("EDGEHUB_LISTEN__MQTT_PORT", mqtt.port().to_string());
+            command.env("amqpSettings__port", amqp.port().to_string());
         } else {
-            let tls_beside = free_port(address)?.port().to_string();
-            command.env("EDGEHUB_LISTEN__MQTT_PORT", tls_beside);
+            let tls_beside = || Ok::<_, SiteError>(free_port(address)?.port().to_string());
+            command.env("EDGEHUB_LISTEN__MQTT_PORT", tls_beside()?);
             command.env("EDGEHUB_LISTEN__MQTT_PLAIN", mqtt.to_string());
+            command.env("amqpSettings__port", tls_beside()?);
+            if options.amqp {
+                command.env("EDGEHUB_LISTEN__AMQP_PLAIN", amqp.to_string());
+            }
         }
         command.envs(options.settings.iter().map(|(name, value)| (name, value)));
         let hub = spawn(&mut command, &at("hub.log"))?;
-        let mut site = Self { hub, cloud, mqtt, pages, root_file, identities, folder };
+        let mut site = Self { hub, cloud, mqtt, amqp, pages, root_file, identities, folder };
         site.wait_ready()?;
         Ok(site)
     }

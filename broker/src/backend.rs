@@ -17,6 +17,7 @@
 //!   when the connection ends, all that was not settled is offered again by the backend.
 
 mod delivery;
+mod mailbox;
 mod method;
 mod twin;
 
@@ -25,12 +26,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use crate::identity::Identity;
 use crate::message::Message;
 
 pub use delivery::{Deliveries, Outcome, Settler, Target};
+pub use mailbox::{CommandReceiver, Mailbox, MailboxClosed, Place};
 pub use method::{CallId, MethodAnswer, MethodCall, STATUS_UNREADABLE};
 pub use twin::{
     CORRELATION_BYTES_MAX, DesiredPatch, TwinAnswer, TwinError, TwinOperation, TwinReply, TwinRequest,
@@ -224,9 +225,6 @@ pub enum Feature {
     /// Answers to twin requests.
     TwinResponses,
 }
-
-/// The way from the hub to one connection; bounded by [`MAILBOX_COMMANDS_MAX`].
-pub type Mailbox = mpsc::Sender<Command>;
 
 /// What the hub asks of a connection.
 #[derive(Debug)]

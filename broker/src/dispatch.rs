@@ -9,6 +9,7 @@ mod routing;
 mod tap;
 mod view;
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +21,7 @@ use metrics::{Counter, Histogram, counter, histogram};
 use smallvec::SmallVec;
 
 use crate::backend::PublishError;
+use crate::delivery::Run;
 use crate::head::warn_limit::WarnLimit;
 use crate::message::{MESSAGE_BYTES_MAX, Message, Sender, SystemProperty, Value};
 
@@ -33,6 +35,11 @@ use view::View;
 const OUTPUTS_CACHED_MAX: usize = 64;
 
 static REFUSAL_WARNINGS: WarnLimit = WarnLimit::new();
+
+thread_local! {
+    /// Room for one decision. Connections of a thread decide one after the other, and most of them rest.
+    static DECISION: RefCell<Decision> = RefCell::default();
+}
 
 /// System properties that all messages of a connection to one output have in common.
 const CONSTANT: [Known; 5] = [
@@ -59,10 +66,10 @@ pub struct Publisher {
     taps: Arc<Taps>,
     line: Option<Line>,
     id: Arc<str>,
-    decision: Decision,
     outputs: Vec<Output>,
     generation: u64,
-    sizes: Histogram,
+    /// Made with the first message: many clients only listen.
+    sizes: Option<Histogram>,
 }
 
 /// The acknowledgement of published messages: resolves when all of them are stored, or none is. Messages that could not be
@@ -144,10 +151,9 @@ impl Dispatch {
             store: self.store.clone(),
             taps: self.taps.clone(),
             line: None,
-            decision: Decision::default(),
             outputs: Vec::new(),
             generation: 0,
-            sizes: histogram!("edgehub_message_size_bytes", "id" => id.clone()),
+            sizes: None,
             id: id.into(),
         }
     }
@@ -202,6 +208,10 @@ impl Publisher {
     }
 
     fn decide(&mut self, messages: &[Message]) -> (AppendRequest, References) {
+        DECISION.with_borrow_mut(|decision| self.decide_with(decision, messages))
+    }
+
+    fn decide_with(&mut self, decision: &mut Decision, messages: &[Message]) -> (AppendRequest, References) {
         // An `Arc` for the turn: the cache cannot stay borrowed while outputs are looked up.
         let routing = self.routing.load().clone();
         if routing.generation() != self.generation {
@@ -210,20 +220,27 @@ impl Publisher {
         }
         let mut request = AppendRequest { records: Vec::with_capacity(messages.len()), unrouted: 0 };
         let mut references = References::new();
+        let sizes = self
+            .sizes
+            .get_or_insert_with(|| histogram!("edgehub_message_size_bytes", "id" => self.id.to_string()))
+            .clone();
+        let mut size_run = Run::new();
         for message in messages {
             let index = self.output(&routing, message);
+            if let Some((size_bytes, count)) = size_run.add(message.size_bytes()) {
+                sizes.record_many(size_bytes as f64, count);
+            }
             let output = &self.outputs[index];
             output.received.increment(1);
-            self.sizes.record(message.size_bytes() as f64);
             let view = View::new(message);
-            routing.table().decide(&output.candidates, &view, &mut self.decision);
+            routing.table().decide(&output.candidates, &view, decision);
             let targets: SmallVec<[Target; 2]> =
-                self.decision.targets.iter().map(|target| routing.target(target)).collect();
+                decision.targets.iter().map(|target| routing.target(target)).collect();
             if self.taps.any() {
                 let endpoint = |target: &edgehub_routing::Target| {
                     routing.table().endpoint(target.endpoint).map(|endpoint| endpoint.id.clone())
                 };
-                let endpoints = || self.decision.targets.iter().filter_map(endpoint).collect();
+                let endpoints = || decision.targets.iter().filter_map(endpoint).collect();
                 self.taps.show(&source(message), message, endpoints);
             }
             if targets.is_empty() {
@@ -237,6 +254,9 @@ impl Publisher {
                 }
                 request.records.push(Record { bytes: message.to_record(), targets });
             }
+        }
+        if let Some((size_bytes, count)) = size_run.end() {
+            sizes.record_many(size_bytes as f64, count);
         }
         (request, references)
     }
@@ -254,6 +274,8 @@ impl Publisher {
         let constant = if name.is_some() { &CONSTANT[..] } else { &CONSTANT[..CONSTANT.len() - 1] };
         let label = name.unwrap_or_default().to_owned();
         let id = self.id.to_string();
+        // Most clients have one.
+        self.outputs.reserve_exact(1);
         self.outputs.push(Output {
             name: name.map(Box::from),
             label: label.as_str().into(),
@@ -348,6 +370,7 @@ mod tests {
             text,
             priority: 0,
             time_to_live_secs,
+            upstream_target: None,
         });
         let (table, errors) = RouteTable::compile(specs, "edge1");
         assert!(errors.is_empty());

@@ -2,7 +2,8 @@
 //!
 //! Locks, and how they may be held: `clients` and [`Presence`] are sharded maps, touched when a client connects,
 //! subscribes or leaves; no guard of one is held while the other is touched, or across an await. `pumps` is a mutex
-//! around what [`Hub::apply`] changes; nothing else takes it but [`Hub::status`]. The way of a message takes none.
+//! around what [`Hub::apply`] changes; besides it, only those take it who ask for the states of targets. The way of a
+//! message takes none.
 
 mod ages;
 mod authenticator;
@@ -22,8 +23,10 @@ mod own;
 mod own_twin;
 mod status;
 mod subscriptions;
+mod targets;
 mod twins;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -50,6 +53,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::identity::Identity;
 use crate::message::{Message, Origin, Sender};
 use crate::upstream::control::{Control, ControlPeer, Downward, channel as control_channel};
+use crate::upstream::targets::{Target, TargetStatus};
 use crate::upstream::{self, UpstreamOptions, UpstreamStatus};
 use control::ControlPlane;
 use credentials::{Expiries, Proved};
@@ -118,6 +122,8 @@ struct Inner {
     presence: Presence,
     pumps: Mutex<Pumps>,
     upstream: Option<upstream::Handle>,
+    /// How it is reached, for further targets there.
+    upstream_options: Option<UpstreamOptions>,
     control: Arc<ControlPlane>,
     delivery: Handle,
 }
@@ -136,6 +142,8 @@ struct Connected {
 struct Pumps {
     /// The queues of each module endpoint, by its id; dropping the sender stops the pump.
     modules: AHashMap<Arc<str>, watch::Sender<Vec<(u32, Queue)>>>,
+    /// The ways to targets of their own at the upstream.
+    targets: BTreeMap<Target, upstream::Handle>,
     /// The last good version of each route by name.
     good_routes: AHashMap<String, edgehub_routing::OwnedRouteSpec>,
 }
@@ -181,8 +189,8 @@ impl Hub {
         peer: Option<ControlPeer>,
     ) -> Self {
         let losses = Arc::new(Losses::new(&store));
-        let upstream = options.upstream.map(|upstream_options| {
-            upstream::start(upstream_options, peer, store.clone(), losses.clone(), &delivery)
+        let upstream = options.upstream.as_ref().map(|upstream_options| {
+            upstream::start(upstream_options.clone(), peer, store.clone(), losses.clone(), &delivery)
         });
         store.set_limits(options.limits);
         let ages = Ages::new();
@@ -211,6 +219,7 @@ impl Hub {
                 presence: Presence::new(),
                 pumps: Mutex::new(Pumps::default()),
                 upstream,
+                upstream_options: options.upstream,
                 control,
                 delivery,
             }),
@@ -231,7 +240,12 @@ impl Hub {
         self.inner.upstream.as_ref().map(upstream::Handle::status)
     }
 
-    /// Closes all client connections, then the way up. Messages stay in the store, which the embedder closes.
+    /// The ways to targets of their own at the upstream, by target.
+    pub fn upstream_targets(&self) -> Vec<TargetStatus> {
+        self.inner.target_statuses()
+    }
+
+    /// Closes all client connections, then the ways up. Messages stay in the store, which the embedder closes.
     pub async fn stop(&self, limit: Duration) {
         let mailboxes: Vec<Mailbox> =
             self.inner.clients.iter().map(|entry| entry.value().mailbox.clone()).collect();
@@ -242,12 +256,15 @@ impl Hub {
             }
         };
         let _ = tokio::time::timeout(limit, closing).await;
-        self.inner.pumps.lock().modules.clear();
+        let targets = {
+            let mut pumps = self.inner.pumps.lock();
+            pumps.modules.clear();
+            std::mem::take(&mut pumps.targets)
+        };
         self.inner.ages.stop();
         self.inner.control.stop();
-        if let Some(upstream) = &self.inner.upstream {
-            upstream.stop(limit).await;
-        }
+        let ways = self.inner.upstream.iter().chain(targets.values());
+        futures_util::future::join_all(ways.map(|way| way.stop(limit))).await;
     }
 
     fn spawn_pump(

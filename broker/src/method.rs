@@ -58,6 +58,19 @@ impl Calls {
         call.is_some_and(|call| call.answer.send(answer).is_ok())
     }
 
+    /// How many wait for an answer.
+    pub fn under_way(&self) -> usize {
+        self.waiting.lock().values().filter(|call| !call.answer.is_closed()).count()
+    }
+
+    /// Whether a connection has been asked for something that it has not answered.
+    pub fn is_asked(&self, identity: &Identity, connection: u64) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.values().any(|call| {
+            call.connection == connection && call.identity == *identity && !call.answer.is_closed()
+        })
+    }
+
     /// Forgets a call whose caller has given up.
     pub fn give_up(&self, id: CallId) {
         self.waiting.lock().remove(&id);

@@ -7,6 +7,7 @@ mod amqp_client;
 mod recording;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use amqp_client::{Site, amqp, data, detached, identity, receive};
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use edgehub_broker::amqp::{MessageId as OurId, Value as OurValue};
 use edgehub_broker::backend::{Command, Deliveries, Feature, Outcome, Settler, Target};
+use edgehub_broker::head::amqp::AmqpLimits;
 use edgehub_broker::message::{
     Message, Origin, Properties, PropertyName, Sender, SenderCache, SystemProperty,
 };
@@ -27,7 +29,7 @@ use fe2o3_amqp::types::messaging::{
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Value};
 use recording::{DEADLINE, until};
 use serde_json::Value as Json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 const INPUTS: &str = "/devices/d1/modules/m1/messages/events";
 const C2D: &str = "/devices/d1/messages/deviceBound";
@@ -150,6 +152,61 @@ async fn what_a_pump_gave_up_is_not_sent_any_more() {
     }
     assert_eq!(outcomes(&new, 3).await.len(), 3);
     assert!(old.take().is_empty());
+}
+
+#[tokio::test]
+async fn what_expires_while_it_waits_for_credit_is_not_sent() {
+    for (of, address, target) in [("d1/m1", INPUTS, input()), ("d1", C2D, Target::Device)] {
+        let mut site = Site::of(of).await;
+        let mut down = site.dry_receiver("down", address).await;
+        let settler = Settler::new();
+        let messages = (0..3).map(|tag: u64| {
+            let mut message = message(&tag.to_string());
+            // The one in the middle is over when there is credit.
+            let left = if tag == 1 { Duration::ZERO } else { Duration::from_secs(3_600) };
+            message.expires_at = Some(Instant::now() + left);
+            (tag, message)
+        });
+        let deliveries = Deliveries { target, messages: messages.collect(), settler: settler.clone() };
+        site.recording.command(of, Command::Deliver(deliveries)).await;
+        down.set_credit(2).await.unwrap();
+        let received = [receive(&mut down).await, receive(&mut down).await];
+        assert_eq!(received.each_ref().map(data), [b"0", b"2"], "{of}");
+        assert_eq!(outcomes(&settler, 1).await, [(1, Outcome::Expired)]);
+        for delivery in &received {
+            down.accept(delivery).await.unwrap();
+        }
+        assert_eq!(outcomes(&settler, 2).await, [(0, Outcome::Accepted), (2, Outcome::Accepted)]);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_by_bytes_and_nothing_overtakes_what_went_back() {
+    let mut site = Site::of("d1/m1").await;
+    let mut down = site.dry_receiver("down", INPUTS).await;
+    let settler = Settler::new();
+    let waiting_max = (AmqpLimits::default().deliveries_waiting_bytes_max / 260_000) as u64;
+    let large = "x".repeat(259_000);
+    let messages =
+        (0..waiting_max + 10).map(|tag| (tag, message(if tag < waiting_max + 9 { &large } else { "" })));
+    let deliveries = Deliveries { target: input(), messages: messages.collect(), settler: settler.clone() };
+    site.recording.command("d1/m1", Command::Deliver(deliveries)).await;
+    let back = timeout(DEADLINE, settler.settled()).await.expect("in time");
+    let first = back[0].0;
+    assert!((waiting_max..waiting_max + 2).contains(&first), "{first} of {waiting_max}");
+    assert_eq!(back, Vec::from_iter((first..waiting_max + 10).map(|tag| (tag, Outcome::NotOffered))));
+    deliver(&site, "d1/m1", input(), &settler, 100..101).await;
+    assert_eq!(outcomes(&settler, 1).await, [(100, Outcome::NotOffered)]);
+    down.set_credit(first as u32).await.unwrap();
+    for _ in 0..first {
+        let received = receive(&mut down).await;
+        assert_eq!(data(&received).len(), large.len());
+        down.accept(&received).await.unwrap();
+    }
+    assert_eq!(outcomes(&settler, first as usize).await.len(), first as usize);
+    deliver(&site, "d1/m1", input(), &settler, 100..101).await;
+    down.set_credit(1).await.unwrap();
+    receive_numbers(&mut down, 100..101).await;
 }
 
 #[tokio::test]

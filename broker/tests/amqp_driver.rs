@@ -1,10 +1,15 @@
-//! The AMQP driver over streams that stop, end or come in pieces; the clock is the test's.
+//! The AMQP driver over streams that stop, end, never end or come in pieces; the clock is the test's.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::amqp::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 fn now() -> std::time::Instant {
@@ -146,4 +151,69 @@ async fn bytes_in_pieces_and_a_sudden_end() {
     assert!(kinds[0].starts_with("Opened"), "{kinds:?}");
     assert!(kinds[1].starts_with("SessionBegun") && kinds[2].starts_with("SessionEnded"), "{kinds:?}");
     assert!(matches!(events.last(), Some(Event::Closed { error: Some(_), by: By::Engine })));
+}
+
+/// A peer that always has more to say: its open, then empty frames, until it has filled a number of reads.
+struct Talkative {
+    bytes: Bytes,
+    reads: usize,
+}
+
+impl AsyncRead for Talkative {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        while buf.remaining() > 0 && self.reads > 0 {
+            if self.bytes.is_empty() {
+                self.bytes = Bytes::from([0, 0, 0, 8, 2, 0, 0, 0].repeat(1_024));
+            }
+            let count = self.bytes.len().min(buf.remaining());
+            buf.put_slice(&self.bytes.split_to(count));
+        }
+        self.reads = self.reads.saturating_sub(1);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Talkative {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_never_stops_talking_gives_way_to_other_sockets_of_its_thread() {
+    const ROUNDS: usize = 50;
+    let talkative = Talkative { bytes: Bytes::from(client_bytes(|_, _| {})), reads: 5_000 };
+    let mut driver = Driver::new(talkative, Connection::listener(Options::default(), now()));
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = turns.clone();
+    let talking = tokio::spawn(async move {
+        while !driver.is_finished() {
+            while driver.connection().poll_event().is_some() {}
+            driver.turn().await;
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let (mut near, mut far) = UnixStream::pair().unwrap();
+    let before = turns.load(Ordering::Relaxed);
+    for _ in 0..ROUNDS {
+        near.write_all(b"x").await.unwrap();
+        // More room than there are bytes: the next round waits for the runtime to look at the socket again.
+        let mut buffer = [0; 8];
+        assert_eq!(far.read(&mut buffer).await.unwrap(), 1);
+    }
+    let took = turns.load(Ordering::Relaxed) - before;
+    assert!(!talking.is_finished() && took < 10 * ROUNDS, "{took} turns for {ROUNDS} rounds");
+    talking.abort();
 }

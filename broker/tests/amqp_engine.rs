@@ -238,6 +238,43 @@ fn sends_and_settles_in_ranges() {
 }
 
 #[test]
+fn what_was_received_is_settled_before_what_is_sent_after_it() {
+    for seed in 0..20 {
+        let (mut pair, session) = Pair::new(seed).open();
+        let (up, _) = pair.attach(session, "requests", Role::Sender);
+        let (_, down) = pair.attach(session, "answers", Role::Receiver);
+        for _ in 0..3 {
+            pair.client.send(up, payload("request"), SendOptions::default()).expect("credit");
+        }
+        pair.run();
+        pair.forget_frames();
+        let requests = pair.deliveries();
+        for request in &requests[..2] {
+            assert!(pair.listener.settle(request.id, Outcome::Accepted));
+        }
+        for _ in 0..2 {
+            pair.listener.send(down, payload("answer"), SendOptions::default()).expect("credit");
+        }
+        assert!(pair.listener.settle(requests[2].id, Outcome::Accepted));
+        pair.run();
+        let settled = |frame: &Performative| match frame {
+            Performative::Disposition(disposition) => Some((disposition.first, disposition.last)),
+            _ => None,
+        };
+        let frames = &pair.frames_to_client;
+        // Those before the answers are settled together, and that once.
+        let (first, last) = settled(&frames[0]).expect("a disposition");
+        assert_eq!(last, first + 1, "{frames:?}");
+        assert!(
+            matches!(frames[1..3], [Performative::Transfer(..), Performative::Transfer(..)]),
+            "{frames:?}"
+        );
+        assert_eq!(settled(&frames[3]), Some((first + 2, first + 2)), "{frames:?}");
+        assert_eq!(frames[4..].iter().filter_map(settled).count(), 0, "{frames:?}");
+    }
+}
+
+#[test]
 fn large_messages_in_both_directions_respect_frame_sizes() {
     for seed in 0..10 {
         let (mut pair, session) = Pair::new(seed).open();

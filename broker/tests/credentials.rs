@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_broker::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
+use edgehub_broker::backend::{
+    Backend, CloseReason, Command, CommandReceiver, Credentials, Login, LoginError, Mailbox, Protocol,
+};
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{
     Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, Standing,
@@ -19,7 +21,6 @@ use edgehub_broker::identity::{
 use edgehub_routing::OverflowPolicy;
 use edgehub_storage::{Store, StoreLimits, StoreOptions};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 const HOST: &str = "hub1.example.net";
@@ -48,7 +49,7 @@ struct Site {
 
 struct Client {
     _client: HubClient,
-    mailbox: mpsc::Receiver<Command>,
+    mailbox: CommandReceiver,
 }
 
 fn id(text: &str) -> Identity {
@@ -121,7 +122,7 @@ impl Site {
             Some(chain) => format!("{}/$edgeHub", chain.rsplit(';').next().unwrap()),
         };
         let token = TokenSource::new(HOST, &id(&signer), Arc::new(key(&signer))).token().await.unwrap();
-        let (sender, mailbox) = mpsc::channel(64);
+        let (sender, mailbox) = Mailbox::channel(64);
         let login = Login {
             identity: id(name),
             credentials: Credentials::SasToken(token),
@@ -298,7 +299,7 @@ async fn a_newer_token_takes_the_place_of_the_one_before() {
         protocol: Protocol::Amqp,
         peer: None,
     };
-    let (sender, mailbox) = mpsc::channel(64);
+    let (sender, mailbox) = Mailbox::channel(64);
     let mut client = Client { _client: hub.login(login("100"), sender).await.unwrap(), mailbox };
     assert_eq!(hub.reauthenticate(&client._client, login("1000")).await, Ok(()));
     // A bad one changes nothing here; the head ends the client.
@@ -308,9 +309,9 @@ async fn a_newer_token_takes_the_place_of_the_one_before() {
     assert!((1_000..1_004).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
 
     // What was taken over has nothing to prove any more.
-    let (sender, mailbox) = mpsc::channel(64);
+    let (sender, mailbox) = Mailbox::channel(64);
     let mut old = Client { _client: hub.login(login("2000"), sender).await.unwrap(), mailbox };
-    let (sender, mailbox) = mpsc::channel(64);
+    let (sender, mailbox) = Mailbox::channel(64);
     let mut new = Client { _client: hub.login(login("3000"), sender).await.unwrap(), mailbox };
     assert_eq!(old.closed().await, CloseReason::TakenOver);
     assert_eq!(hub.reauthenticate(&old._client, login("9000")).await, Ok(()));

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_broker::backend::{Backend, CloseReason, Command, Credentials, Login, LoginError, Protocol};
+use edgehub_broker::backend::{
+    Backend, CloseReason, Command, CommandReceiver, Credentials, Login, LoginError, Mailbox, Protocol,
+};
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{ControlOptions, Hub, HubClient, HubOptions};
 use edgehub_broker::identity::{
@@ -22,7 +24,6 @@ use parking_lot::Mutex;
 use rcgen::{CertificateParams, KeyPair};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 const HOST: &str = "hub1.example.net";
@@ -131,7 +132,7 @@ fn certificate(from_secs: i64) -> Shown {
 /// A client that connects again whenever it is closed, with new credentials.
 struct Client {
     name: &'static str,
-    open: Option<(HubClient, mpsc::Receiver<Command>)>,
+    open: Option<(HubClient, CommandReceiver)>,
     logins: u64,
     until_secs: i64,
 }
@@ -164,7 +165,7 @@ impl Client {
         credentials: Credentials,
         until_secs: i64,
     ) -> Result<(), LoginError> {
-        let (sender, mailbox) = mpsc::channel(64);
+        let (sender, mailbox) = Mailbox::channel(64);
         let login = Login {
             identity: id(self.name),
             credentials,

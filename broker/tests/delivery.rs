@@ -22,6 +22,7 @@ use module_site::{
 };
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
 /// A pause that no test waits for.
 const NEVER: BackoffOptions =
@@ -132,6 +133,32 @@ async fn what_is_rejected_or_cannot_be_converted_is_a_dead_letter_at_once() {
     assert_eq!(&*letters[0].queue_name, QUEUE);
     until(|| ledger(&hub, QUEUE).delivered == 2).await;
     until(|| hub.status().gap == 0).await;
+}
+
+#[tokio::test]
+async fn what_expires_in_the_head_is_counted_as_expired_and_does_not_come_again() {
+    let Setup { hub, time } = setup(16, DEADLINE);
+    hub.apply(&to_filter()).unwrap();
+    let mut sensor = connect(&hub, "edge1/sensor").await;
+    publish(&hub, &mut sensor, 0..3).await;
+    time.advance(600_000);
+    let begun = Instant::now();
+    let mut filter = consumer(&hub, "edge1/filter").await;
+    let next = tokio::time::timeout(DEADLINE, filter.mailbox.recv()).await.expect("a delivery in time");
+    let Some(Command::Deliver(deliveries)) = next else { panic!("a delivery was expected") };
+    for (_, message) in &deliveries.messages {
+        // An hour less the ten minutes that have passed.
+        let left = message.expires_at.unwrap() - begun;
+        assert!((3_000..3_000 + DEADLINE.as_secs()).contains(&left.as_secs()), "{left:?}");
+    }
+    let [expired, others @ ..] = &numbers(&deliveries)[..] else { panic!("three messages") };
+    deliveries.settler.settle([(expired.0, Outcome::Expired)]);
+    until(|| ledger(&hub, QUEUE).expired == 1).await;
+    deliveries.settler.settle(others.iter().map(|(tag, _)| (*tag, Outcome::Accepted)));
+    until(|| ledger(&hub, QUEUE).delivered == 2).await;
+    assert_eq!(hub.status().gap, 0);
+    publish(&hub, &mut sensor, 3..4).await;
+    assert_eq!(receive_all(&mut filter, 1).await, [3]);
 }
 
 #[tokio::test]
@@ -330,7 +357,7 @@ async fn each_message_ends_exactly_once() {
                             assert!(dead.insert(number));
                         }
                     }
-                    Outcome::NotOffered | Outcome::NotConvertible => {}
+                    Outcome::NotOffered | Outcome::NotConvertible | Outcome::Expired => {}
                 }
                 outcomes.push((tag, outcome));
             }

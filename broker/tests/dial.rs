@@ -11,9 +11,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
+use edgehub_broker::backend::{Backend, Credentials, Login, Mailbox, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
-use edgehub_broker::dial::{self, DialError, HttpProxy, PROXY_ANSWER_BYTES_MAX, Target, Transport};
+use edgehub_broker::dial::{self, Carried, DialError, HttpProxy, PROXY_ANSWER_BYTES_MAX, Target, Transport};
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
 use edgehub_broker::head::mqtt::Peer;
 use edgehub_broker::head::websocket::WebSocketBytes;
@@ -176,6 +176,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
     scope.replace_all(vec![known("edge1"), known("edge1/m1")]).unwrap();
     let upstream = UpstreamOptions {
         kind: UpstreamKind::Hub,
+        target: None,
         host: host.into(),
         port,
         transport,
@@ -213,7 +214,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
 }
 
 async fn publish(hub: &Hub, count: u32) {
-    let (mailbox, _mailbox) = tokio::sync::mpsc::channel(64);
+    let (mailbox, _mailbox) = Mailbox::channel(64);
     let login = Login {
         identity: Identity::parse("edge1/m1").unwrap(),
         credentials: Credentials::None,
@@ -293,7 +294,8 @@ async fn a_server_that_opens_no_websocket_is_told() {
         })
         .await;
         let target = Target { host: "localhost", port: server.port, tls: &client_tls, proxy: None };
-        let failed = dial::amqp(target, &Transport::WebSocket { proxy: None }).await.map(drop);
+        let failed =
+            dial::stream(target, &Transport::WebSocket { proxy: None }, Carried::Amqp).await.map(drop);
         assert!(failed.unwrap_err().to_string().contains(expected));
     }
     for answer in ["HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n", "nonsense\r\n\r\n", ""] {
@@ -303,7 +305,8 @@ async fn a_server_that_opens_no_websocket_is_told() {
         })
         .await;
         let target = Target { host: "localhost", port: server.port, tls: &client_tls, proxy: None };
-        let failed = dial::amqp(target, &Transport::WebSocket { proxy: None }).await.map(drop);
+        let failed =
+            dial::stream(target, &Transport::WebSocket { proxy: None }, Carried::Amqp).await.map(drop);
         assert!(matches!(failed, Err(DialError::WebSocket { .. })), "{answer:?}: {failed:?}");
     }
 }

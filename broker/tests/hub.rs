@@ -8,7 +8,7 @@ mod module_site;
 use std::time::Duration;
 
 use edgehub_broker::backend::{
-    Backend, CloseReason, Command, Credentials, Feature, Login, LoginError, Outcome, Protocol,
+    Backend, CloseReason, Command, Credentials, Feature, Login, LoginError, Mailbox, Outcome, Protocol,
 };
 use edgehub_broker::identity::Identity;
 use edgehub_routing::HubConfig;
@@ -16,7 +16,6 @@ use module_site::{
     DEADLINE, QUEUE, Setup, config, connect, ledger, publish, receive, receive_all, setup, to_filter, until,
 };
 use serde_json::json;
-use tokio::sync::mpsc;
 
 #[tokio::test]
 async fn messages_of_an_output_reach_the_input_in_order_and_within_the_window() {
@@ -100,7 +99,7 @@ async fn a_newer_connection_takes_over_and_strangers_are_refused() {
     assert_eq!(receive_all(&mut new, 2).await, [0, 1]);
     assert_eq!(hub.status().clients.len(), 2);
 
-    let (sender, _mailbox) = mpsc::channel(1);
+    let (sender, _mailbox) = Mailbox::channel(1);
     let login = Login {
         identity: Identity::device("stranger").unwrap(),
         credentials: Credentials::None,

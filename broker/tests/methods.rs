@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use control_site::{command, id, memory, quick, soon, start};
 use edgehub_broker::backend::{
-    Backend, Command, Deliveries, Feature, MethodAnswer, MethodCall, Outcome, Settler, Target,
+    Backend, CloseReason, Command, Deliveries, Feature, MethodAnswer, MethodCall, Outcome, Settler, Target,
 };
 use edgehub_broker::hub::{COMMANDS_IN_FLIGHT_MAX, Caller, Hub, Invocation, InvokeError};
 use edgehub_broker::upstream::control::Wanted;
 use module_site::{DEADLINE, Module, connect, until};
 use serde_json::{Value, json};
+
+/// Longer than any test lasts.
+const LONG: Duration = Duration::from_secs(3_600);
 
 fn invocation(target: &str, connect_timeout: Duration, response_timeout: Duration) -> Invocation {
     Invocation {
@@ -175,6 +178,7 @@ async fn what_a_device_does_with_a_message_is_told_upstream() {
         (Outcome::Released, Ok(Outcome::Released)),
         (Outcome::NotConvertible, Ok(Outcome::Rejected)),
         (Outcome::NotOffered, Err(())),
+        (Outcome::Expired, Ok(Outcome::Released)),
     ] {
         let settled = cloud.command("leaf", "t1").await;
         let (_, tag, settler) = delivered(&mut leaf).await;
@@ -239,4 +243,68 @@ async fn a_device_that_answers_nothing_has_a_bounded_number_and_none_twice() {
     assert_eq!(body, "0");
     settler.settle([(tag, Outcome::Accepted)]);
     assert_eq!(soon(again).await, Ok(Outcome::Accepted));
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_answers_of_methods_and_takes_no_new_calls() {
+    let (hub, cloud) = start(&memory(), quick());
+    cloud.up().await;
+    let mut leaf = server(&hub, "leaf").await;
+    let mut idle = server(&hub, "idle").await;
+    let answered = cloud.call("leaf", "reboot", "7").await;
+    let call = called(&mut leaf).await;
+    let stopping = hub.clone();
+    let mut draining = tokio::spawn(async move { stopping.drain(LONG).await });
+    assert!(matches!(command(&mut idle).await, Command::Close(CloseReason::Stopping)));
+    let refused = soon(cloud.call("idle", "reboot", "7").await).await.unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut draining).await.is_err());
+    assert!(leaf.mailbox.try_recv().is_err(), "it may answer");
+    hub.method_answered(&mut leaf.client, call.id, reply(200));
+    assert_eq!(soon(answered).await.unwrap(), reply(200));
+    assert!(soon(draining).await.unwrap().complete);
+}
+
+#[tokio::test]
+async fn a_method_that_is_never_answered_holds_a_stop_up_to_its_limit() {
+    let (hub, cloud) = start(&memory(), quick());
+    cloud.up().await;
+    let mut leaf = server(&hub, "leaf").await;
+    let _unanswered = cloud.call("leaf", "reboot", "7").await;
+    called(&mut leaf).await;
+    let begun = std::time::Instant::now();
+    // Longer than queues are waited for in which nothing moves.
+    let limit = Duration::from_secs(7);
+    assert!(!soon(hub.drain(limit)).await.complete);
+    assert!(begun.elapsed() >= limit);
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_messages_that_devices_have_as_long_as_they_answer() {
+    let (hub, cloud) = start(&memory(), quick());
+    cloud.up().await;
+    let mut leaf = device(&hub, "leaf").await;
+    let settled = cloud.command("leaf", "t1").await;
+    let (_, tag, settler) = delivered(&mut leaf).await;
+    let mut idle = connect(&hub, "idle").await;
+    let stopping = hub.clone();
+    let mut draining = tokio::spawn(async move { stopping.drain(LONG).await });
+    assert!(matches!(command(&mut idle).await, Command::Close(CloseReason::Stopping)));
+    let late = cloud.command("leaf", "t2").await;
+    assert!(soon(late).await.is_err(), "the upstream keeps it");
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut draining).await.is_err());
+    settler.settle([(tag, Outcome::Accepted)]);
+    assert_eq!(soon(settled).await, Ok(Outcome::Accepted));
+    assert!(soon(draining).await.unwrap().complete);
+    assert!(leaf.mailbox.try_recv().is_err(), "neither closed nor given the second message");
+}
+
+#[tokio::test]
+async fn a_message_that_a_device_never_answers_does_not_hold_a_stop() {
+    let (hub, cloud) = start(&memory(), quick());
+    cloud.up().await;
+    let mut leaf = device(&hub, "leaf").await;
+    let _unsettled = cloud.command("leaf", "t1").await;
+    delivered(&mut leaf).await;
+    assert!(!soon(hub.drain(LONG)).await.complete, "it comes again");
 }

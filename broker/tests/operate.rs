@@ -7,7 +7,9 @@ mod module_site;
 
 use std::time::Duration;
 
-use edgehub_broker::backend::{Backend, CloseReason, Command, Feature, LoginError, Outcome, Protocol};
+use edgehub_broker::backend::{
+    Backend, CloseReason, Command, Feature, LoginError, Mailbox, Outcome, Protocol,
+};
 use edgehub_broker::dispatch::{TapError, TapOptions};
 use edgehub_broker::identity::Identity;
 use edgehub_broker::message::{Message, SenderCache};
@@ -31,7 +33,7 @@ async fn a_drain_ends_publishers_and_lets_consumers_finish() {
     });
     assert!(matches!(sensor.mailbox.recv().await, Some(Command::Close(CloseReason::Stopping))));
     assert!(publish_on(&hub, &mut sensor, "out", 6..7).await.is_err(), "nothing is accepted any more");
-    let (sender, _mailbox) = tokio::sync::mpsc::channel(1);
+    let (sender, _mailbox) = Mailbox::channel(1);
     let login = edgehub_broker::backend::Login {
         identity: Identity::device("leaf1").unwrap(),
         credentials: edgehub_broker::backend::Credentials::None,

@@ -9,9 +9,10 @@ mod module_site;
 use std::time::Duration;
 
 use control_site::{
-    OWN, answer, ask, desired, document, get, id, memory, quick, report, report_all, start, subscriber,
+    OWN, answer, ask, command, desired, document, get, id, memory, quick, report, report_all, start,
+    subscriber,
 };
-use edgehub_broker::backend::{Backend, Feature, TwinError, TwinOperation};
+use edgehub_broker::backend::{Backend, Command, Feature, TwinError, TwinOperation};
 use edgehub_broker::hub::{ControlOptions, TWIN_REQUESTS_MAX};
 use edgehub_broker::upstream::control::{Downward, Wanted};
 use module_site::{connect, until};
@@ -195,6 +196,89 @@ async fn a_twin_is_compared_once_in_its_period() {
     cloud.up().await;
     until(|| cloud.reads(OWN) > own).await;
     assert_eq!(cloud.reads("leaf"), reads);
+}
+
+#[tokio::test]
+async fn a_change_before_the_upstream_tells_of_changes_is_found_within_the_period() {
+    let options = ControlOptions { twin_sync_period_min: NEVER, ..quick() };
+    let (hub, cloud) = start(&memory(), options);
+    cloud.up().await;
+    cloud.change("leaf", json!({ "a": 1 }));
+    let mut leaf = connect(&hub, "leaf").await;
+    // The hub remembers when the twin of a client that wants anything was read.
+    hub.subscribe(&mut leaf.client, Feature::Methods, true);
+    until(|| cloud.wanted("leaf").is_some()).await;
+    assert_eq!(get(&hub, &mut leaf).await["desired"]["a"], 1);
+    cloud.change("leaf", json!({ "a": 2 }));
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
+    assert_eq!(desired(&mut leaf).await, json!({ "a": 2, "$version": 2 }));
+    // So does one that comes before the client subscribes anew.
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, false);
+    cloud.change("leaf", json!({ "a": 3 }));
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
+    assert_eq!(desired(&mut leaf).await, json!({ "a": 3, "$version": 3 }));
+    // New links of the upstream are no reason to read before the period is over, however many there are.
+    let mut other = subscriber(&hub, &cloud, "other").await;
+    get(&hub, &mut other).await;
+    cloud.change("other", json!({ "b": 1 }));
+    let reads = cloud.reads("leaf");
+    for _ in 0..3 {
+        cloud.down().await;
+        cloud.up().await;
+    }
+    // Links are worked through in order.
+    let mut last = connect(&hub, "zzz").await;
+    get(&hub, &mut last).await;
+    cloud.change("zzz", json!({ "c": 1 }));
+    hub.subscribe(&mut last.client, Feature::DesiredProperties, true);
+    assert_eq!(desired(&mut last).await, json!({ "c": 1, "$version": 1 }));
+    assert_eq!(cloud.reads("leaf"), reads);
+}
+
+#[tokio::test]
+async fn a_comparison_begins_when_the_reading_of_the_client_ends() {
+    let options = ControlOptions { twin_sync_period_min: NEVER, ..quick() };
+    let (hub, cloud) = start(&memory(), options);
+    cloud.up().await;
+    for known in [false, true] {
+        let name = if known { "known" } else { "new" };
+        cloud.change(name, json!({ "a": 1 }));
+        let mut client = connect(&hub, name).await;
+        if known {
+            get(&hub, &mut client).await;
+        }
+        cloud.hang(name);
+        ask(&hub, &mut client, TwinOperation::Get).unwrap();
+        until(|| cloud.held() == 1).await;
+        let reading = cloud.take_reading();
+        // The upstream has answered; then comes a change, and then it begins to tell of changes.
+        cloud.change(name, json!({ "a": 2 }));
+        hub.subscribe(&mut client.client, Feature::DesiredProperties, true);
+        until(|| cloud.wanted(name).is_some_and(|wanted| wanted.desired)).await;
+        // Links are worked through in order: when another one's has been, this one's has been, too.
+        let other = format!("next-to-{name}");
+        let mut next = connect(&hub, &other).await;
+        get(&hub, &mut next).await;
+        cloud.change(&other, json!({ "b": 1 }));
+        hub.subscribe(&mut next.client, Feature::DesiredProperties, true);
+        desired(&mut next).await;
+        // The worker has heard of it once it has served this report.
+        report_all(&hub, &mut client, [json!({ "r": 1 })]).await;
+        cloud.go_on(name).await;
+        let begun = std::time::Instant::now();
+        reading.send(Ok(r#"{"desired":{"a":1,"$version":1},"reported":{}}"#.into())).unwrap();
+        let mut commands = Vec::new();
+        while commands.len() < 2 {
+            commands.push(command(&mut client).await);
+        }
+        let took = begun.elapsed();
+        let [Command::TwinAnswer(first), Command::Desired(change)] = &commands[..] else {
+            panic!("an answer and a change, not {commands:?}")
+        };
+        assert_eq!(document(first.result.clone())["desired"]["a"], 1);
+        assert_eq!(serde_json::from_slice::<Value>(&change.patch).unwrap(), json!({ "a": 2, "$version": 2 }));
+        assert!(took < Duration::from_secs(15), "{name}: {took:?}");
+    }
 }
 
 #[tokio::test]

@@ -216,6 +216,56 @@ async fn without_a_connection_what_is_asked_fails_at_once_and_what_is_wanted_hol
     assert!(plane.control.twin(&edge).await.is_ok());
 }
 
+/// Starts the peer anew at a port that was just closed; returns when it is connected.
+async fn again(peer: &Cloud, port: u16, server_tls: &Arc<rustls::ServerConfig>, plane: &mut Plane) -> Server {
+    let serving = peer.clone();
+    let server = Server::start(port, server_tls.clone(), move |stream| serving.clone().serve(stream)).await;
+    while !matches!(plane.hears().await, Downward::Up) {}
+    server
+}
+
+#[tokio::test]
+async fn answered_requests_make_the_next_pause_the_shortest_again() {
+    let (peer, (server_tls, client_tls)) = (Cloud::default(), tls());
+    let serving = peer.clone();
+    let mut server = Server::start(0, server_tls.clone(), move |stream| serving.clone().serve(stream)).await;
+    let first = Duration::from_millis(20);
+    let backoff = BackoffOptions { first, max: Duration::from_secs(600) };
+    let mut plane = plane(server.port, client_tls, &Knobs { backoff, ..Knobs::default() });
+    let m1 = identity("edge1/m1");
+    while !matches!(plane.hears().await, Downward::Up) {}
+    // If pauses went on growing, the last would be longer than a minute.
+    for _ in 0..13 {
+        let up = Instant::now();
+        plane.control.twin(&m1).await.unwrap();
+        until("it stands for a while", || up.elapsed() > 4 * first).await;
+        let failures = plane.status().failures;
+        let port = server.stop().await;
+        until("the loss is seen", || plane.status().failures > failures).await;
+        server = again(&peer, port, &server_tls, &mut plane).await;
+    }
+}
+
+#[tokio::test]
+async fn connections_that_end_at_once_are_made_less_and_less_often_whatever_they_answered() {
+    let (peer, (server_tls, client_tls)) = (Cloud::default(), tls());
+    let serving = peer.clone();
+    let mut server = Server::start(0, server_tls.clone(), move |stream| serving.clone().serve(stream)).await;
+    let first = Duration::from_secs(1);
+    let backoff = BackoffOptions { first, max: Duration::from_secs(600) };
+    let mut plane = plane(server.port, client_tls, &Knobs { backoff, ..Knobs::default() });
+    while !matches!(plane.hears().await, Downward::Up) {}
+    let mut pauses = Vec::new();
+    for _ in 0..2 {
+        plane.control.twin(&identity("edge1/m1")).await.unwrap();
+        let ends = Instant::now();
+        let port = server.stop().await;
+        server = again(&peer, port, &server_tls, &mut plane).await;
+        pauses.push(ends.elapsed());
+    }
+    assert!(pauses[1] >= first * 18 / 10, "{pauses:?}");
+}
+
 #[tokio::test]
 async fn errors_of_the_upstream_reach_who_asked_and_a_429_is_a_state() {
     let peer = Cloud::default();

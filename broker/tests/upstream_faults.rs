@@ -214,6 +214,26 @@ async fn a_token_that_is_refused_after_an_outage() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_answered_tells_of_the_way_once_the_upstream_was_up() {
+    let peer = Scripted::default();
+    let (server, client_tls) = scripted(&peer).await;
+    let site = site(server.port, client_tls, &impatient());
+    until("up", || site.upstream().state == UpstreamState::Up).await;
+    peer.manners.lock().token_status = None;
+    let mut m1 = site.connect("edge1/m1").await;
+    site.publish(&mut m1, "out", 0..20).await;
+    until("noticed", || site.upstream().failures > 0).await;
+    let shown = site.upstream();
+    assert_eq!(shown.failures_by_cause.into_keys().next(), Some(UpstreamCause::NoProgress));
+    until("the hub's own is not answered either", || {
+        site.upstream().failures_by_cause.contains_key(&UpstreamCause::Token)
+    })
+    .await;
+    heals("tokens not answered", &site, 20, || *peer.manners.lock() = Manners::default()).await;
+    assert_in_order(&peer.numbers("m1"), 20);
+}
+
+#[tokio::test]
 async fn one_refused_sender_among_fifty() {
     let (server_tls, client_tls) = tls();
     let cloud = Recording::default();

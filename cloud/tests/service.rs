@@ -10,7 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, Command, Credentials, Feature, Login, MAILBOX_COMMANDS_MAX, MethodAnswer, Protocol,
+    Backend, Command, CommandReceiver, Credentials, Feature, Login, MAILBOX_COMMANDS_MAX, Mailbox,
+    MethodAnswer, Protocol,
 };
 use edgehub_broker::identity::{Identity, SymmetricKey, TokenSource, unix_now_secs};
 use edgehub_cloud::{Cloud, CloudClient, CloudOptions};
@@ -21,7 +22,6 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -123,7 +123,7 @@ impl Site {
         (answer.status().as_u16(), answer.into_body())
     }
 
-    async fn connect(&self, identity: &str) -> (CloudClient, mpsc::Receiver<Command>) {
+    async fn connect(&self, identity: &str) -> (CloudClient, CommandReceiver) {
         let identity = id(identity);
         let entry = self.cloud.registry().cache().get(&identity).unwrap();
         let key = Arc::new(entry.keys().next().unwrap().clone());
@@ -137,7 +137,7 @@ impl Site {
             protocol: Protocol::Amqp,
             peer: None,
         };
-        let (mailbox, commands) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+        let (mailbox, commands) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
         (self.cloud.backend().login(login, mailbox).await.unwrap(), commands)
     }
 }

@@ -15,7 +15,8 @@ use edgehub_broker::amqp::{
     SessionId, Terminus, Value,
 };
 use edgehub_broker::backend::{
-    Backend, Command, Credentials, Feature, Login, MAILBOX_COMMANDS_MAX, Outcome as ClientOutcome, Protocol,
+    Backend, Command, Credentials, Feature, Login, MAILBOX_COMMANDS_MAX, Mailbox, Outcome as ClientOutcome,
+    Protocol,
 };
 use edgehub_broker::head::mqtt::Peer;
 use edgehub_broker::identity::{Identity, SymmetricKey, TokenSource, unix_now_secs};
@@ -23,7 +24,6 @@ use edgehub_cloud::{Cloud, CloudOptions, NewDevice};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value as Json, json};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 const HOST: &str = "hub1.example.net";
@@ -250,7 +250,7 @@ async fn messages_go_to_devices_and_feedback_comes_back() {
         protocol: Protocol::Amqp,
         peer: None,
     };
-    let (mailbox, mut commands) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+    let (mailbox, mut commands) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
     let backend = site.cloud.backend();
     let mut device = backend.login(login, mailbox).await.unwrap();
     backend.subscribe(&mut device, Feature::CloudToDevice, true);

@@ -37,6 +37,7 @@ fuzz_target!(|text: &str| {
             text,
             priority: number as u32 % 3,
             time_to_live_secs: number as u32 % 2,
+            upstream_target: None,
         })
     };
     lint(specs());

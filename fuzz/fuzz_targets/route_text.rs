@@ -5,12 +5,24 @@ use edgehub_routing::{DEFAULT_PRIORITY, Origin, RouteSpec, RouteTable, lint};
 use libfuzzer_sys::fuzz_target;
 
 fn compiles(text: &str) -> bool {
-    let route = RouteSpec { name: "route", text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let route = RouteSpec {
+        name: "route",
+        text,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     RouteTable::compile([route], "edge1").1.is_empty()
 }
 
 fuzz_target!(|text: &str| {
-    let route = RouteSpec { name: "route", text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let route = RouteSpec {
+        name: "route",
+        text,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     let (table, errors) = RouteTable::compile([route], "edge1");
     assert_eq!(table.len() + errors.len(), 1);
     let origin = Origin::of_route("route");

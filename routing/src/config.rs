@@ -77,6 +77,7 @@ impl OwnedRouteSpec {
             text: &self.text,
             priority: self.priority,
             time_to_live_secs: self.time_to_live_secs,
+            upstream_target: None,
         }
     }
 }

@@ -167,7 +167,8 @@ pub struct Explanation {
 /// }
 ///
 /// let text = "FROM /messages/* WHERE $body.alarm OR level = 'hot' INTO $upstream";
-/// let route = RouteSpec { name: "up", text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+/// let (priority, time_to_live_secs) = (DEFAULT_PRIORITY, 0);
+/// let route = RouteSpec { name: "up", text, priority, time_to_live_secs, upstream_target: None };
 /// let explanation = explain([route], "edge-9", &MessageSource::Device, &Cold)?;
 /// assert_eq!(explanation.routes[0].outcome.name(), "undefined");
 /// let condition = explanation.routes[0].condition.as_ref().unwrap();
@@ -214,6 +215,7 @@ pub fn explain<'a, M: MessageView + ?Sized>(
         let broken = errors.first().is_some_and(|error| error.name == spec.name);
         let error = broken.then(|| errors.remove(0));
         let route = Route::parse(spec.text).ok();
+        let route = route.map(|route| Route { sink: route.sink.at(spec.upstream_target), ..route });
         let condition = route.as_ref().and_then(|route| Condition::compile(&route.condition).ok());
         let condition = condition.filter(|_| error.is_none()).map(|condition| condition.explain(message));
         let outcome = match (&route, &condition) {

@@ -40,7 +40,8 @@
 //!     }
 //! }
 //!
-//! let route = |name, text| RouteSpec { name, text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+//! let (priority, time_to_live_secs) = (DEFAULT_PRIORITY, 0);
+//! let route = |name, text| RouteSpec { name, text, priority, time_to_live_secs, upstream_target: None };
 //! let (table, errors) = RouteTable::compile(
 //!     [
 //!         route("hot", "FROM /messages/modules/press/* WHERE Level = 'hot' INTO $upstream"),
@@ -107,7 +108,7 @@ pub use explain::{
 pub use lint::{LINTS_OF_ROUTE_MAX, Lint, LintCode, lint};
 pub use message::{MessageView, PropertyName, SystemProperty, Text, fold_name};
 pub use render::Origin;
-pub use route::{Route, Sink, UPSTREAM_ENDPOINT};
+pub use route::{Route, Sink, UPSTREAM_ENDPOINT, upstream_target};
 pub use source::{MessageRejected, MessageSource, SourcePattern};
 pub use table::{
     Candidates, DEFAULT_PRIORITY, Decision, Endpoint, EndpointIndex, RouteError, RouteIndex, RouteSpec,

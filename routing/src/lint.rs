@@ -209,7 +209,8 @@ impl fmt::Display for Lint {
 /// use edgehub_routing::{DEFAULT_PRIORITY, LintCode, RouteSpec, lint};
 ///
 /// let text = "FROM /messages/* INTO $upstream WHERE level = 'hot'";
-/// let lints = lint([RouteSpec { name: "up", text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 }]);
+/// let (priority, time_to_live_secs) = (DEFAULT_PRIORITY, 0);
+/// let lints = lint([RouteSpec { name: "up", text, priority, time_to_live_secs, upstream_target: None }]);
 /// assert_eq!(lints[0].code, LintCode::TrailingText);
 /// let corrected = lints[0].suggestion.as_ref().and_then(|suggestion| suggestion.apply(text));
 /// assert_eq!(corrected.as_deref(), Some("FROM /messages/* WHERE level = 'hot' INTO $upstream"));
@@ -244,7 +245,7 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     fn new(spec: RouteSpec<'a>) -> Option<Subject<'a>> {
         let syntax = parse_route(spec.text).ok()?;
-        let sink = resolve_sink(spec.text, &syntax).ok()?;
+        let sink = resolve_sink(spec.text, &syntax).ok()?.at(spec.upstream_target);
         let checked = match &syntax.condition {
             Some((_, tree)) => Some(check(spec.text, tree).ok()?),
             None => None,

@@ -14,8 +14,11 @@ pub const UPSTREAM_ENDPOINT: &str = "iothub";
 /// Where a route sends its messages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Sink {
-    /// The cloud or the parent hub.
+    /// The cloud or the parent hub; at another broker, the address that all routes without one of their own have.
     Upstream,
+    /// An address of its own at the upstream. No text of a route names it: see
+    /// [`RouteSpec::upstream_target`](crate::RouteSpec::upstream_target).
+    UpstreamTarget(Arc<str>),
     /// An input of a module on this hub.
     ModuleInput {
         /// Module id, case kept.
@@ -26,13 +29,30 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// The id under which the endpoint's queues are known: `iothub`, or `{edgeDeviceId}/{module}/{input}`.
+    /// The id under which the endpoint's queues are known: `iothub`, `iothub[address]` for an address of its own there,
+    /// or `{edgeDeviceId}/{module}/{input}`.
     pub fn endpoint_id(&self, edge_device_id: &str) -> String {
         match self {
             Sink::Upstream => UPSTREAM_ENDPOINT.to_owned(),
+            Sink::UpstreamTarget(address) => format!("{UPSTREAM_ENDPOINT}[{address}]"),
             Sink::ModuleInput { module, input } => format!("{edge_device_id}/{module}/{input}"),
         }
     }
+
+    /// The sink of a route that has this target at the upstream; module inputs stay what they are.
+    pub(crate) fn at(self, upstream_target: Option<&str>) -> Sink {
+        match (self, upstream_target) {
+            (Sink::Upstream, Some(address)) => Sink::UpstreamTarget(address.into()),
+            (sink, _) => sink,
+        }
+    }
+}
+
+/// The address in the endpoint id of a [`Sink::UpstreamTarget`]; none for any other endpoint. No edge device of a cloud
+/// hub has brackets in its name.
+pub fn upstream_target(endpoint_id: &str) -> Option<&str> {
+    let address = endpoint_id.strip_prefix(UPSTREAM_ENDPOINT)?.strip_prefix('[')?.strip_suffix(']')?;
+    (!address.is_empty()).then_some(address)
 }
 
 /// A route that parses and names a sink; its condition is not compiled.

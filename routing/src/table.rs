@@ -32,6 +32,9 @@ pub struct RouteSpec<'a> {
     pub priority: u32,
     /// How long its messages are kept, in seconds; 0 means the hub-wide value.
     pub time_to_live_secs: u32,
+    /// The address at the upstream that its messages go to, if it leads to `$upstream` and not to the address of all others.
+    /// Routes to different addresses have different sinks.
+    pub upstream_target: Option<&'a str>,
 }
 
 /// A route that did not compile.
@@ -61,7 +64,7 @@ pub struct RouteIndex(pub u32);
 /// A sink that at least one route of the table names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `iothub`, or `{edgeDeviceId}/{module}/{input}`.
+    /// See [`Sink::endpoint_id`].
     pub id: Arc<str>,
     /// Where it leads.
     pub sink: Sink,
@@ -223,6 +226,7 @@ impl RouteTable {
         let locate = |fault: Fault| fault.locate(spec.text, NOWHERE);
         let syntax = parse_route(spec.text).map_err(|fault| vec![locate(fault)])?;
         let sink = resolve_sink(spec.text, &syntax).map_err(|fault| vec![locate(fault)])?;
+        let sink = sink.at(spec.upstream_target);
         let condition = match &syntax.condition {
             None => None,
             Some((span, tree)) => {

@@ -79,7 +79,7 @@ fn route_pieces() -> impl Strategy<Value = String> {
 
 fn refuse_or_compile(text: &str) {
     let _ = Route::parse(text);
-    let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0 };
+    let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0, upstream_target: None };
     let (table, errors) = RouteTable::compile([spec], "edge");
     assert_eq!(table.len() + errors.len(), 1);
     assert!(errors.iter().all(|error| !error.diagnostics.is_empty()));

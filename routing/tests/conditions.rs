@@ -26,7 +26,13 @@ fn check(vectors: &Vectors, vector: &Value) -> Result<(), String> {
     let alone = condition.evaluate(&message);
 
     let route = format!("FROM /messages WHERE {text} INTO $upstream");
-    let spec = RouteSpec { name: "r", text: &route, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let spec = RouteSpec {
+        name: "r",
+        text: &route,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     let (table, errors) = RouteTable::compile([spec], "edge-9");
     if let Some(error) = errors.first() {
         return Err(error.to_string());

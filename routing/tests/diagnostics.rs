@@ -3,7 +3,7 @@
 use edgehub_routing::{Diagnostic, RouteSpec, RouteTable};
 
 fn errors(text: &str) -> Vec<Diagnostic> {
-    let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0 };
+    let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0, upstream_target: None };
     let (_, mut errors) = RouteTable::compile([spec], "edge");
     errors.pop().map(|error| error.diagnostics).unwrap_or_default()
 }

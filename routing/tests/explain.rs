@@ -161,6 +161,7 @@ fn explanations_agree_with_the_table() {
             text,
             priority: *priority,
             time_to_live_secs: 0,
+            upstream_target: None,
         })
     };
     let explanation =
@@ -183,6 +184,24 @@ fn explanations_agree_with_the_table() {
     table.decide(&table.candidates(&MessageSource::Device).expect("a path"), &message, &mut decision);
     assert_eq!(explanation.targets.len(), decision.targets.len());
     assert_eq!(explanation.targets[0].endpoint_id, "iothub");
+}
+
+#[test]
+fn routes_to_different_targets_do_not_compete() {
+    let specs = [("a", Some("/queue/a")), ("b", Some("/queue/b")), ("c", Some("/queue/a")), ("d", None)];
+    let specs = specs.map(|(name, upstream_target)| RouteSpec {
+        name,
+        text: "FROM /messages/* INTO $upstream",
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target,
+    });
+    let explanation =
+        explain(specs, "edge", &MessageSource::Device, &Message::json(BODY)).expect("a device has a path");
+    let outcomes: Vec<_> = explanation.routes.iter().map(|route| route.outcome.clone()).collect();
+    assert_eq!(outcomes, [Outcome::Won, Outcome::Won, Outcome::LostByName("a".to_owned()), Outcome::Won]);
+    let targets: Vec<_> = explanation.targets.iter().map(|target| target.endpoint_id.as_str()).collect();
+    assert_eq!(targets, ["iothub[/queue/a]", "iothub[/queue/b]", "iothub"]);
 }
 
 #[test]

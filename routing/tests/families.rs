@@ -232,6 +232,7 @@ fn compare(routes: &[Route], messages: &[Message]) -> Result<(), TestCaseError> 
         text,
         priority: route.priority,
         time_to_live_secs: 0,
+        upstream_target: None,
     });
     let (table, errors) = RouteTable::compile(specs, "edge");
     prop_assert!(errors.is_empty(), "{:?}", errors);

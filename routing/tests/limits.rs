@@ -115,6 +115,7 @@ fn sizes_are_bounded() {
         text: "FROM /* INTO $upstream",
         priority: 0,
         time_to_live_secs: 0,
+        upstream_target: None,
     });
     let (table, errors) = RouteTable::compile(routes, "edge");
     assert_eq!((table.len(), errors.len()), (ROUTES_MAX, 1));

@@ -3,7 +3,7 @@
 use edgehub_routing::{DEFAULT_PRIORITY, Lint, LintCode, RouteSpec, RouteTable, lint};
 
 fn spec<'a>(name: &'a str, text: &'a str) -> RouteSpec<'a> {
-    RouteSpec { name, text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 }
+    RouteSpec { name, text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0, upstream_target: None }
 }
 
 fn of(text: &str) -> Vec<Lint> {
@@ -238,6 +238,7 @@ fn together(routes: &[(&str, &str, u32, u32)]) -> Vec<(String, String, Vec<Strin
         text,
         priority: *priority,
         time_to_live_secs: *time_to_live_secs,
+        upstream_target: None,
     });
     let found = lint(specs);
     found.into_iter().map(|lint| (lint.route, lint.code.name().to_owned(), lint.others)).collect()

@@ -21,7 +21,7 @@ fn conditions_are_refused_at_the_right_place() {
 fn routes_are_refused_at_the_right_place() {
     Vectors::open("parse_errors.json").check("route-error", 76, |vector| {
         let text = vector["route"].as_str().expect("a text");
-        let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0 };
+        let spec = RouteSpec { name: "r", text, priority: 0, time_to_live_secs: 0, upstream_target: None };
         let (table, errors) = RouteTable::compile([spec], "edge-9");
         if !table.is_empty() {
             return Err(format!("{text} compiles"));

@@ -22,6 +22,7 @@ fn same(found: &Value, expected: &Value) -> Result<(), String> {
 fn sink(sink: &Sink) -> Value {
     match sink {
         Sink::Upstream => json!({ "system": "$upstream" }),
+        Sink::UpstreamTarget(address) => json!({ "system": "$upstream", "address": &**address }),
         Sink::ModuleInput { module, input } => json!({ "module": &**module, "input": &**input }),
     }
 }
@@ -36,7 +37,13 @@ fn patterns_match_sources() {
     vectors.check("source", 131, |vector| {
         let route = text(&vector["route"]);
         let parsed = Route::parse(route).map_err(|error| error.to_string())?;
-        let spec = RouteSpec { name: "r", text: route, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+        let spec = RouteSpec {
+            name: "r",
+            text: route,
+            priority: DEFAULT_PRIORITY,
+            time_to_live_secs: 0,
+            upstream_target: None,
+        };
         let (table, _) = RouteTable::compile([spec], vectors.edge_device_id());
         let matched = !candidates(&table, &vectors.message(&vector["message"]))?.is_empty();
         same(&json!({ "sourcePath": parsed.source, "matched": matched }), &vector["expect"])
@@ -75,6 +82,7 @@ fn sets_of_routes_decide() {
             text: text(&route["route"]),
             priority: number(&route["priority"]).unwrap_or(DEFAULT_PRIORITY),
             time_to_live_secs: number(&route["timeToLiveSecs"]).unwrap_or_default(),
+            upstream_target: None,
         });
         let (table, errors) = RouteTable::compile(routes, vectors.edge_device_id());
         if let Some(error) = errors.first() {

@@ -2,7 +2,7 @@
 
 use edgehub_routing::{
     Candidates, Category, ConfigCategory, DEFAULT_PRIORITY, Decision, HubConfig, MessageRejected,
-    MessageSource, MessageView, PropertyName, RouteSpec, RouteTable, Sink, Text,
+    MessageSource, MessageView, PropertyName, RouteSpec, RouteTable, Sink, Text, upstream_target,
 };
 use serde_json::json;
 
@@ -23,7 +23,7 @@ impl MessageView for Zone {
 }
 
 fn spec(name: &'static str, text: &'static str, priority: u32) -> RouteSpec<'static> {
-    RouteSpec { name, text, priority, time_to_live_secs: 0 }
+    RouteSpec { name, text, priority, time_to_live_secs: 0, upstream_target: None }
 }
 
 #[test]
@@ -51,6 +51,48 @@ fn endpoints_are_listed_once_with_their_priorities() {
         table.endpoints().iter().map(|endpoint| (&*endpoint.id, &endpoint.priorities[..])).collect();
     assert_eq!(found, [("iothub", &[3, DEFAULT_PRIORITY][..]), ("edge/m/i", &[1][..])]);
     assert_eq!(table.endpoints()[0].sink, Sink::Upstream);
+}
+
+#[test]
+fn a_message_goes_once_to_each_target_of_the_upstream() {
+    let to = |name, target, priority| RouteSpec {
+        upstream_target: target,
+        ..spec(name, "FROM /messages/* INTO $upstream", priority)
+    };
+    let input = "FROM /messages/* INTO BrokeredEndpoint('/modules/m/inputs/i')";
+    let (table, errors) = RouteTable::compile(
+        [
+            to("a", Some("/queue/alarms"), 5),
+            to("b", None, DEFAULT_PRIORITY),
+            to("c", Some("/queue/alarms"), 3),
+            to("d", Some("/exchange/plant/{deviceId}"), DEFAULT_PRIORITY),
+            to("e", None, 7),
+            // Only what leads to the upstream has a target there.
+            RouteSpec { upstream_target: Some("/queue/alarms"), ..spec("f", input, 0) },
+        ],
+        "edge",
+    );
+    assert!(errors.is_empty());
+    let mut decision = Decision::new();
+    let candidates = table.candidates(&MessageSource::Device).expect("a device has a path");
+    table.decide(&candidates, &Zone("x"), &mut decision);
+    let found: Vec<_> = decision
+        .targets
+        .iter()
+        .map(|target| (&*table.endpoint(target.endpoint).expect("listed").id, target.priority))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("iothub[/queue/alarms]", 3),
+            ("iothub", 7),
+            ("iothub[/exchange/plant/{deviceId}]", DEFAULT_PRIORITY),
+            ("edge/m/i", 0),
+        ]
+    );
+    let targets: Vec<_> = found.iter().map(|(id, _)| upstream_target(id)).collect();
+    assert_eq!(targets, [Some("/queue/alarms"), None, Some("/exchange/plant/{deviceId}"), None]);
+    assert_eq!(upstream_target("iothub[]"), None);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Nothing is changed: a probe file in the storage folder is made without a name and vanishes. It runs beside a
 //! running hub as well.
 
+mod daemon;
 mod local;
 mod network;
 
@@ -82,15 +83,20 @@ fn report(options: &CheckOptions) -> Result<Report, Failure> {
                 .build()
                 .map_err(|source| Failure::System { what: "the checks cannot be started", source })?;
             let limit = Duration::from_secs(u64::from(options.timeout_secs));
-            let reached = runtime.block_on(network::reach(&settings, limit));
+            let given = runtime.block_on(daemon::ask(&settings, limit));
+            let (certificates, bundle) = match given {
+                Some(given) => (given.certificates, given.bundle),
+                None => (local::certificates(&settings), Vec::new()),
+            };
+            let reached = runtime.block_on(network::reach(&settings, bundle, limit));
             vec![
                 of_settings(&notices),
-                local::certificates(&settings),
+                certificates,
                 local::store(&settings),
                 local::disk(&settings),
                 network::clock(reached.upstream_time),
                 reached.names,
-                reached.amqp,
+                reached.messages,
                 reached.https,
                 routes,
             ]

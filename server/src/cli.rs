@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edgehub_broker::upstream::plain::AddressTemplate;
 
 pub use operate::{
     ClientsCommand, DeadLettersCommand, Format, LedgerOptions, LettersOptions, OperateOptions, PageOptions,
@@ -357,9 +358,19 @@ pub struct RouteExplainOptions {
     /// Id of the edge device, for the ids of endpoints
     #[arg(long, value_name = "ID", default_value = "edge")]
     pub edge_device_id: String,
+    /// An address of its own at the upstream, as upstream.targets has it: ROUTE=ADDRESS (may be repeated)
+    #[arg(long = "target", value_name = "ROUTE=ADDRESS", value_parser = route_target)]
+    pub targets: Vec<(String, String)>,
     /// Form of the report
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+/// The name of a route and its target.
+fn route_target(text: &str) -> Result<(String, String), String> {
+    let (route, target) = text.split_once('=').ok_or("expected ROUTE=ADDRESS")?;
+    let address: AddressTemplate = target.parse().map_err(|error| format!("{error}"))?;
+    Ok((route.to_owned(), address.to_string()))
 }
 
 /// Options of `edgehub route test`.

@@ -91,6 +91,7 @@ impl RunningHub {
         let way = way_up(&settings.upstream);
         let upstream = UpstreamOptions {
             kind: way.kind,
+            target: None,
             host: way.host,
             port: way.port,
             transport: way.transport,
@@ -207,14 +208,19 @@ impl RunningHub {
 }
 
 /// Where messages go up, and how.
-struct WayUp {
-    kind: UpstreamKind,
-    host: String,
-    port: u16,
-    transport: Transport,
+pub(crate) struct WayUp {
+    /// What is there.
+    pub(crate) kind: UpstreamKind,
+    /// The host that is reached.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+    /// What carries AMQP or MQTT there.
+    pub(crate) transport: Transport,
 }
 
-fn way_up(settings: &UpstreamSettings) -> WayUp {
+/// The way up that the settings ask for.
+pub(crate) fn way_up(settings: &UpstreamSettings) -> WayUp {
     if let Some(broker) = &settings.broker {
         let url = &broker.url;
         if !url.tls {
@@ -224,7 +230,11 @@ fn way_up(settings: &UpstreamSettings) -> WayUp {
                 "Messages and the password go up in clear text; use amqps://"
             );
         }
-        let plain = PlainAmqp { sasl: url.sasl.clone(), address: broker.address.clone() };
+        let plain = PlainAmqp {
+            sasl: url.sasl.clone(),
+            address: broker.address.clone(),
+            targets: broker.targets.clone(),
+        };
         return WayUp {
             kind: UpstreamKind::Amqp(plain),
             host: url.host.clone(),
@@ -232,14 +242,14 @@ fn way_up(settings: &UpstreamSettings) -> WayUp {
             transport: if url.tls { Transport::Tls } else { Transport::Tcp },
         };
     }
-    let (transport, port) = match settings.protocol {
-        UpstreamProtocol::Amqp => (Transport::Tls, settings.amqp_port),
-        UpstreamProtocol::AmqpWs => {
-            let proxy = settings.proxy.clone();
-            (Transport::WebSocket { proxy }, settings.https_port)
-        }
+    let web_socket = || Transport::WebSocket { proxy: settings.proxy.clone() };
+    let (kind, transport, port) = match settings.protocol {
+        UpstreamProtocol::Amqp => (UpstreamKind::Hub, Transport::Tls, settings.amqp_port),
+        UpstreamProtocol::AmqpWs => (UpstreamKind::Hub, web_socket(), settings.https_port),
+        UpstreamProtocol::Mqtt => (UpstreamKind::MqttHub, Transport::Tls, settings.mqtt_port),
+        UpstreamProtocol::MqttWs => (UpstreamKind::MqttHub, web_socket(), settings.https_port),
     };
-    WayUp { kind: UpstreamKind::Hub, host: settings.host.as_str().to_owned(), port, transport }
+    WayUp { kind, host: settings.host.as_str().to_owned(), port, transport }
 }
 
 fn open_store(settings: &Settings) -> Result<Store, Failure> {

@@ -17,7 +17,7 @@ use edgehub::admin::server;
 use edgehub::admin::socket::AdminListener;
 use edgehub::admin::tap::{TapLine, TapOrder};
 use edgehub::admin::verbs::Verbs;
-use edgehub_broker::backend::{Backend, Command, Credentials, Login, Protocol};
+use edgehub_broker::backend::{Backend, Command, Credentials, Login, Mailbox, Protocol};
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::Identity;
@@ -96,6 +96,7 @@ fn message(number: u128, body: &[u8]) -> Message {
         id: Uuid::from_u128(number),
         properties,
         body: Bytes::copy_from_slice(body),
+        expires_at: None,
     }
 }
 
@@ -368,7 +369,7 @@ async fn where_no_hub_runs_that_is_said() {
 #[tokio::test]
 async fn clients_and_the_screen_are_shown_and_a_client_is_sent_away_only_when_told() {
     let setup = setup().await;
-    let (mailbox, mut commands) = tokio::sync::mpsc::channel(8);
+    let (mailbox, mut commands) = Mailbox::channel(8);
     let login = Login {
         identity: Identity::parse("edge1/sensor").unwrap(),
         credentials: Credentials::SasToken("SharedAccessSignature sig=planted".into()),
@@ -407,7 +408,7 @@ async fn clients_and_the_screen_are_shown_and_a_client_is_sent_away_only_when_to
 #[tokio::test]
 async fn a_tap_shows_what_passes_until_it_has_enough() {
     let setup = setup().await;
-    let (mailbox, _commands) = tokio::sync::mpsc::channel(8);
+    let (mailbox, _commands) = Mailbox::channel(8);
     let login = Login {
         identity: Identity::parse("edge1/sensor").unwrap(),
         credentials: Credentials::None,

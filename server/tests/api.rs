@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use edgehub::api::{Api, BODY_BYTES_MAX, REQUESTS_MAX};
 use edgehub_broker::backend::{
-    Backend, Command, Credentials, Feature, Login, LoginError, MethodAnswer, Protocol,
+    Backend, Command, Credentials, Feature, Login, LoginError, Mailbox, MethodAnswer, Protocol,
 };
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
@@ -75,7 +75,7 @@ enum Target {
 
 /// Connects a client; returns when the hub knows what it takes.
 async fn connect(hub: &Hub, identity: &str, target: Target) -> mpsc::Receiver<Bytes> {
-    let (mailbox, mut commands) = mpsc::channel(64);
+    let (mailbox, mut commands) = Mailbox::channel(64);
     let login = Login {
         identity: id(identity),
         credentials: Credentials::SasToken(GOOD.into()),

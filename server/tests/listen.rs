@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use edgehub::certificate::authority::{Authority, IssuedCertificate, write_demo};
 use edgehub::certificate::{
-    CertificateError, ServerCertificate, load_certificates, provider, server_config, upstream_config,
+    CertificateError, ServerCertificate, UpstreamTrust, load_bundle, load_certificates, provider,
+    server_config,
 };
 use edgehub::listen::{ConnectionGate, ConnectionThreads, ListenError, TlsGate, bind};
 use edgehub::settings::{CertificateFiles, ListenAddress, ListenHost, TlsSettings, TlsVersions};
@@ -314,6 +315,6 @@ fn files_that_are_not_what_they_should_be_are_named() {
     assert!(matches!(failure(&demo.certificate, &demo.certificate), CertificateError::NoKey { .. }));
     assert!(matches!(failure(&demo.root, &demo.private_key), CertificateError::KeyDoesNotMatch { .. }));
     assert_eq!(load_certificates("trust bundle", &demo.certificate).unwrap().len(), 2);
-    assert!(upstream_config([demo.root.as_path()]).is_ok());
-    assert!(matches!(upstream_config([missing.as_path()]), Err(CertificateError::Unreadable { .. })));
+    assert!(UpstreamTrust::new(load_bundle([demo.root.as_path()]).unwrap()).is_ok());
+    assert!(matches!(load_bundle([missing.as_path()]), Err(CertificateError::Unreadable { .. })));
 }

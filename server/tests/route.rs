@@ -230,6 +230,21 @@ to iothub by route a, default priority, the hub-wide time to live
 }
 
 #[test]
+fn an_explanation_knows_targets_at_the_upstream() {
+    let up = "FROM /messages/* INTO $upstream";
+    let (a, b, c) = (format!("a: {up}"), format!("b: {up}"), format!("c: {up}"));
+    let arguments = ["explain", "--message", "-", "--route", &a, "--route", &b, "--route", &c];
+    let targets = ["--target", "B=/queue/alarms", "--target", "c=/queue/alarms", "--format", "json"];
+    let output = route(&[&arguments[..], &targets].concat(), "{}");
+    let report: Value = serde_json::from_str(&text(&output)).unwrap();
+    let routes = report["routes"].as_array().unwrap().iter();
+    assert_eq!(routes.map(|route| &route["outcome"]).collect::<Vec<_>>(), ["won", "won", "lost-by-name"]);
+    let endpoints = report["targets"].as_array().unwrap().iter().map(|target| &target["endpoint"]);
+    assert_eq!(endpoints.collect::<Vec<_>>(), ["iothub", "iothub[/queue/alarms]"]);
+    assert_eq!(report["targets"][1]["sink"], json!({ "system": "$upstream", "address": "/queue/alarms" }));
+}
+
+#[test]
 fn an_explanation_takes_priorities_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("routes.json");

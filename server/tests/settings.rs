@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use edgehub::settings::show::Shown;
 use edgehub::settings::{
     AdminSocket, Durability, HubProof, LogLevel, Notice, Origin, Settings, SettingsError, Sources, StoreKind,
     TlsVersions, UpstreamProtocol, WorkloadUri, known,
@@ -58,6 +59,7 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!(settings.mqtt.keep_alive_max, Duration::from_secs(600));
     assert_eq!(settings.upstream.host.as_str(), "h.example");
     assert_eq!((settings.upstream.amqp_port, settings.upstream.https_port), (5671, 443));
+    assert_eq!(settings.upstream.mqtt_port, 8883);
     assert_eq!(settings.upstream.batch_max, 10);
     assert_eq!(settings.delivery.module_window, 16);
     assert!(!settings.routing.strict);
@@ -207,7 +209,6 @@ fn ignored_and_mapped_settings_say_why() {
     let (settings, notices) = with_environment(&[
         ("StorageFolder", "/x"),
         ("OptimizeForPerformance", "false"),
-        ("UpstreamProtocol", "Mqtt"),
         ("mqttSettings__ThreadCount", "1"),
         ("experimentalFeatures__nestedEdgeEnabled", "true"),
         ("EnableRoutingLogging", "  "),
@@ -224,8 +225,6 @@ fn ignored_and_mapped_settings_say_why() {
              does not exist",
             "setting mqttSettings:ThreadCount (environment variable mqttSettings__ThreadCount) is taken in a \
              different way: read as listen.threads where that is not given",
-            "setting UpstreamProtocol (environment variable UpstreamProtocol) is taken in a different way: Amqp \
-             is used: the upstream is not spoken to in MQTT",
         ]
     );
 }
@@ -277,8 +276,8 @@ fn the_way_up_takes_websockets_and_a_proxy() {
     for (text, protocol, notices) in [
         ("Amqp", UpstreamProtocol::Amqp, 0),
         ("AMQPWS", UpstreamProtocol::AmqpWs, 0),
-        ("mqtt", UpstreamProtocol::Amqp, 1),
-        ("MqttWs", UpstreamProtocol::AmqpWs, 1),
+        ("mqtt", UpstreamProtocol::Mqtt, 0),
+        ("MqttWs", UpstreamProtocol::MqttWs, 0),
         ("Http", UpstreamProtocol::Amqp, 1),
     ] {
         let (settings, told) = with_environment(&[("UpstreamProtocol", text), ("StorageFolder", "/x")]);
@@ -386,4 +385,64 @@ fn the_admin_socket_is_found_without_the_rest_of_the_settings() {
     // The hub itself reads the same.
     let (settings, _) = with_environment(&[("StorageFolder", "/var/lib/edgehub")]);
     assert_eq!(settings.admin, folder);
+}
+
+const BROKER: &str = "[upstream]\nkind = 'amqp'\nurl = 'amqp://localhost'\naddress = '/queue/rest'\n";
+
+#[test]
+fn targets_of_routes_come_from_all_layers() {
+    let file = format!(
+        "{BROKER}[upstream.targets]\nAlarms = '/queue/alarms'\n'plant.hot' = '/exchange/plant/{{deviceId}}'\nsame = '/queue/rest'\n"
+    );
+    let environment = [
+        ("EDGEHUB_UPSTREAM__TARGETS__ALARMS", "/queue/newer"),
+        ("EDGEHUB_UPSTREAM__TARGETS__a__b", "/queue/ab"),
+    ];
+    let flags = [("upstream.targets.flag", "/queue/flag"), ("upstream__targets__Same", "/queue/other")];
+    let (settings, notices) = load_from(Some(&file), &environment, &flags).unwrap();
+    assert!(!notices.iter().any(|notice| matches!(notice, Notice::Unknown { .. })), "{notices:?}");
+    let targets = settings.upstream.broker.unwrap().targets;
+    for (route, target) in [
+        ("alarms", Some("/queue/newer")),
+        ("plant.hot", Some("/exchange/plant/{deviceId}")),
+        ("a__b", Some("/queue/ab")),
+        ("flag", Some("/queue/flag")),
+        ("same", Some("/queue/other")),
+        ("none", None),
+    ] {
+        assert_eq!(targets.of(route), target, "{route}");
+    }
+    let (settings, _) =
+        load_from(Some(&format!("{BROKER}targets = {{ same = '/queue/rest' }}\n")), &[], &[]).unwrap();
+    assert_eq!(settings.upstream.broker.unwrap().targets.of("same"), None, "it is the address of all others");
+}
+
+#[test]
+fn targets_that_cannot_be_are_named() {
+    let long = "x".repeat(1_001);
+    for (file, environment, text) in [
+        (
+            None,
+            "/queue/a",
+            "setting upstream.targets (environment variable EDGEHUB_UPSTREAM__TARGETS__a) needs another broker",
+        ),
+        (Some(BROKER), "/queue/{device}", "setting upstream:targets:a (environment variable"),
+        (Some(BROKER), long.as_str(), "the target of route a is longer than 1000 bytes"),
+    ] {
+        let error = load_from(file, &[("EDGEHUB_UPSTREAM__TARGETS__a", environment)], &[]).unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
+#[test]
+fn each_target_is_shown_by_its_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{BROKER}targets = {{ Alarms = '/queue/alarms' }}\n")).unwrap();
+    let shown = Shown::load(Sources { file: Some(file.path()), ..Sources::default() }, true).unwrap();
+    let found: Vec<_> = shown.settings.iter().filter(|setting| setting.name.contains("targets")).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(
+        (found[0].name.as_str(), found[0].environment.as_str(), found[0].value.as_str()),
+        ("upstream.targets.Alarms", "EDGEHUB_UPSTREAM__TARGETS__Alarms", "/queue/alarms")
+    );
 }

@@ -1,10 +1,11 @@
 //! Owns the store's clock: wall time that neither jumps nor runs backwards.
 //!
 //! Within a run the clock is the wall time of its start plus monotonic time, so setting the machine's clock
-//! while the store is open changes nothing. Between runs it goes on from where it was, plus the difference of
-//! the machine's wall time between then and now, which is what elapsed if that clock was right both times.
-//! A wall time before [`WALL_PLAUSIBLE_MIN_MS`] belongs to a machine whose clock was never set: the time
-//! switched off then counts as nothing.
+//! while the store is open changes nothing. Between runs it goes on from where it was, plus what elapsed. While the
+//! machine stays up its own count of that tells, which nobody sets. After a start of the machine it is the difference
+//! of the wall time between then and now, which is right if that clock was right both times. A wall time before
+//! [`WALL_PLAUSIBLE_MIN_MS`] belongs to a machine whose clock was never set: the time switched off then counts as
+//! nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,17 +50,31 @@ pub trait TimeSource: Send + Sync + fmt::Debug {
     fn wall_ms(&self) -> i64;
     /// Milliseconds since any fixed moment of this run; never goes back.
     fn monotonic_ms(&self) -> u64;
+    /// How long the machine has been up, suspended or not; `None` where that is not told.
+    fn uptime(&self) -> Option<Uptime> {
+        None
+    }
+}
+
+/// How long a machine has been up; other than wall time, nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uptime {
+    /// Which start of which machine.
+    pub boot_id: u128,
+    /// Milliseconds since that start.
+    pub millis: u64,
 }
 
 /// The time of the machine.
 #[derive(Debug)]
 pub struct SystemTimeSource {
     start: Instant,
+    boot_id: Option<u128>,
 }
 
 impl Default for SystemTimeSource {
     fn default() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), boot_id: boot_id() }
     }
 }
 
@@ -74,19 +89,39 @@ impl TimeSource for SystemTimeSource {
     fn monotonic_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+
+    #[cfg(target_os = "linux")]
+    fn uptime(&self) -> Option<Uptime> {
+        let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let (secs, nanos) = (u64::try_from(since.tv_sec).ok()?, u64::try_from(since.tv_nsec).ok()?);
+        Some(Uptime { boot_id: self.boot_id?, millis: secs * 1_000 + nanos / 1_000_000 })
+    }
 }
 
-/// A time that stands still until it is moved; for tests.
+/// What Linux calls this start of the machine; containers see that of their machine.
+fn boot_id() -> Option<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+}
+
+/// A time that stands still until it is moved; for tests. The machine starts anew when told.
 #[derive(Debug, Default)]
 pub struct ManualTimeSource {
     wall_ms: AtomicI64,
     monotonic_ms: AtomicU64,
+    /// Starts of the machine; 0 is one that does not tell how long it has been up.
+    boots: AtomicU64,
 }
 
 impl ManualTimeSource {
     /// Starts at this wall time.
     pub fn new(wall_ms: i64) -> Self {
-        Self { wall_ms: AtomicI64::new(wall_ms), monotonic_ms: AtomicU64::new(0) }
+        Self { wall_ms: AtomicI64::new(wall_ms), ..Self::default() }
+    }
+
+    /// Starts the machine anew, and from now on it tells how long it has been up.
+    pub fn boot(&self) {
+        self.boots.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Lets time pass.
@@ -109,6 +144,11 @@ impl TimeSource for ManualTimeSource {
     fn monotonic_ms(&self) -> u64 {
         self.monotonic_ms.load(Ordering::SeqCst)
     }
+
+    fn uptime(&self) -> Option<Uptime> {
+        let boots = self.boots.load(Ordering::SeqCst);
+        (boots > 0).then(|| Uptime { boot_id: boots.into(), millis: self.monotonic_ms() })
+    }
 }
 
 /// What is kept of the clock between runs.
@@ -118,12 +158,26 @@ pub(crate) struct ClockRow {
     pub(crate) store_ms: u64,
     /// The machine's wall time at the same moment.
     pub(crate) wall_ms: i64,
+    /// How long the machine had been up then, where it tells.
+    pub(crate) uptime: Option<Uptime>,
 }
 
 impl ClockRow {
     /// By how much the wall clock is ahead of the store's.
     pub(crate) fn skew_ms(self) -> i128 {
         i128::from(self.wall_ms) - i128::from(self.store_ms)
+    }
+
+    /// Milliseconds from the row to a later run.
+    fn elapsed_ms(self, wall_ms: i64, uptime: Option<Uptime>) -> u64 {
+        if let (Some(then), Some(now)) = (self.uptime, uptime)
+            && then.boot_id == now.boot_id
+        {
+            return now.millis.saturating_sub(then.millis);
+        }
+        let known = wall_ms >= WALL_PLAUSIBLE_MIN_MS && self.wall_ms >= WALL_PLAUSIBLE_MIN_MS;
+        let elapsed = if known { wall_ms.saturating_sub(self.wall_ms).max(0) } else { 0 };
+        u64::try_from(elapsed).unwrap_or(0)
     }
 }
 
@@ -140,11 +194,7 @@ impl Clock {
         let wall_ms = source.wall_ms();
         let start_store_ms = match last {
             None => u64::try_from(wall_ms).unwrap_or(0),
-            Some(last) => {
-                let known = wall_ms >= WALL_PLAUSIBLE_MIN_MS && last.wall_ms >= WALL_PLAUSIBLE_MIN_MS;
-                let elapsed = if known { wall_ms.saturating_sub(last.wall_ms).max(0) } else { 0 };
-                last.store_ms.saturating_add(u64::try_from(elapsed).unwrap_or(0))
-            }
+            Some(last) => last.store_ms.saturating_add(last.elapsed_ms(wall_ms, source.uptime())),
         };
         let start_monotonic_ms = source.monotonic_ms();
         Self { source, start_store_ms, start_monotonic_ms }
@@ -156,7 +206,11 @@ impl Clock {
     }
 
     pub(crate) fn row(&self) -> ClockRow {
-        ClockRow { store_ms: self.now().as_millis(), wall_ms: self.source.wall_ms() }
+        ClockRow {
+            store_ms: self.now().as_millis(),
+            wall_ms: self.source.wall_ms(),
+            uptime: self.source.uptime(),
+        }
     }
 }
 
@@ -191,8 +245,40 @@ mod tests {
         ];
         for (wall_ms, store_ms, now_ms, expected) in cases {
             let source = Arc::new(ManualTimeSource::new(now_ms));
-            let clock = Clock::start(source, Some(ClockRow { store_ms, wall_ms }));
+            let clock = Clock::start(source, Some(ClockRow { store_ms, wall_ms, uptime: None }));
             assert_eq!(clock.now().as_millis(), expected, "{wall_ms} {store_ms} {now_ms}");
         }
+    }
+
+    #[test]
+    fn while_the_machine_stays_up_its_wall_clock_does_not_count() {
+        // (wall jumps while the store is closed, the machine starts anew) -> milliseconds on the store's clock
+        for (jump_ms, anew, expected) in [
+            (0, false, 250),
+            (YEAR_MS, false, 250),
+            (-YEAR_MS, false, 250),
+            (YEAR_MS, true, 250 + YEAR_MS.unsigned_abs()),
+            (-YEAR_MS, true, 0),
+        ] {
+            let source = Arc::new(ManualTimeSource::new(WALL));
+            source.boot();
+            let before = Clock::start(source.clone(), None).row();
+            source.advance(250);
+            source.jump_wall(jump_ms);
+            if anew {
+                source.boot();
+            }
+            let after = Clock::start(source, Some(before)).now();
+            assert_eq!(after.as_millis() - before.store_ms, expected, "{jump_ms} {anew}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn linux_tells_how_long_it_has_been_up() {
+        let source = SystemTimeSource::default();
+        let (first, second) = (source.uptime().unwrap(), source.uptime().unwrap());
+        assert!(first.boot_id == second.boot_id && first.boot_id != 0);
+        assert!(first.millis > 0 && second.millis >= first.millis);
     }
 }

@@ -1,8 +1,8 @@
 //! Owns the reader thread: everything that reads the engine after the store is open.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -57,6 +57,8 @@ enum Question {
 pub(crate) struct ReaderHandle {
     questions: mpsc::Sender<Question>,
     closing: Arc<AtomicBool>,
+    /// For what is in memory; it ends with the store's threads.
+    engine: Weak<Engine>,
 }
 
 /// The reader's end of the questions.
@@ -69,7 +71,8 @@ pub(crate) struct Reader {
 pub(crate) fn channel(engine: Arc<Engine>) -> (ReaderHandle, Reader) {
     let (sender, questions) = mpsc::channel(QUESTIONS_MAX);
     let closing = Arc::new(AtomicBool::new(false));
-    let handle = ReaderHandle { questions: sender, closing: Arc::clone(&closing) };
+    let handle =
+        ReaderHandle { questions: sender, closing: Arc::clone(&closing), engine: Arc::downgrade(&engine) };
     (handle, Reader { questions, closing, engine })
 }
 
@@ -102,6 +105,11 @@ impl ReaderHandle {
     }
 
     pub(crate) async fn get(&self, key: Vec<u8>) -> Result<Option<Bytes>, StoreError> {
+        // What each login asks for is in memory as a rule, and answered without another thread.
+        let engine = self.engine.upgrade().filter(|_| !self.closing.load(Ordering::SeqCst));
+        if let Some(value) = engine.and_then(|engine| engine.get_in_memory(Family::State, &key)) {
+            return Ok(value);
+        }
         self.ask(|reply| Question::Get { key, reply }).await
     }
 
@@ -370,5 +378,50 @@ fn inline_length(value: &Value<'_>, inline: &[u8]) -> usize {
     match value {
         Value::Borrowed(_) => inline.len(),
         Value::Shared { body, .. } => body.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::directory;
+    use crate::engine::DiskBudget;
+
+    /// What a question is answered with at once, if it is.
+    fn at_once<T>(answer: impl Future<Output = T>) -> Option<T> {
+        match pin!(answer).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => Some(answer),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn what_is_in_memory_needs_no_reader_and_what_is_not_is_never_read_by_the_asker() {
+        let folder = tempfile::tempdir().unwrap();
+        let budget =
+            DiskBudget { cache_bytes: 1 << 20, write_buffer_bytes: 4 << 20, capacity_bytes: 1 << 30 };
+        for engine in [Engine::memory(), directory::open(folder.path(), budget).unwrap()] {
+            let engine = Arc::new(engine);
+            let mut batch = engine.batch(64);
+            engine.put(&mut batch, Family::State, b"known", &[], &Bytes::from_static(b"value"));
+            engine.write(batch, true).unwrap();
+            let (handle, reader) = channel(Arc::clone(&engine));
+            let ask = |key: &str| at_once(handle.get(key.into())).map(Result::unwrap);
+            assert_eq!(ask("known"), Some(Some(Bytes::from_static(b"value"))));
+            assert_eq!(ask("unknown"), Some(None));
+            if engine.sizes().is_some() {
+                // The row goes from the write buffer to a table.
+                engine.compact(&[]);
+                assert_eq!(ask("known"), None, "the reader is asked");
+                assert!(engine.get(Family::State, b"known").unwrap().is_some());
+                assert_eq!(ask("known"), Some(Some(Bytes::from_static(b"value"))), "now it is in the cache");
+            }
+            handle.close();
+            assert_eq!(ask("known"), None, "nothing is read while the store closes");
+            drop(reader);
+        }
     }
 }

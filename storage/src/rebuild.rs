@@ -84,7 +84,7 @@ pub(crate) fn rebuild(engine: &Engine, audit: Audit) -> Result<Rebuilt, EngineEr
     if clock.is_none() && accepted > 0 {
         // The clock goes on no earlier than the newest entry.
         let store_ms = newest.as_millis();
-        let row = ClockRow { store_ms, wall_ms: i64::try_from(store_ms).unwrap_or(i64::MAX) };
+        let row = ClockRow { store_ms, wall_ms: i64::try_from(store_ms).unwrap_or(i64::MAX), uptime: None };
         put(engine, &mut batch, &rows::clock_key(), &encoded(|out| rows::encode_clock(&row, out)));
         rebuilt.notes.push("the store's clock is gone; it goes on from the newest entry".into());
     }

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::clock::{ClockRow, StoreTime};
+use crate::clock::{ClockRow, StoreTime, Uptime};
 use crate::cursor::{PAGE_WORDS, PageBits};
 use crate::ledger::{DropReason, Outcomes};
 use crate::letters::DeadLetterReason;
@@ -312,6 +312,10 @@ pub(crate) fn encode_hub(row: &HubRow, out: &mut Vec<u8>) {
 pub(crate) fn encode_clock(row: &ClockRow, out: &mut Vec<u8>) {
     put(out, row.store_ms);
     out.extend_from_slice(&row.wall_ms.to_le_bytes());
+    if let Some(Uptime { boot_id, millis }) = row.uptime {
+        out.extend_from_slice(&boot_id.to_le_bytes());
+        put(out, millis);
+    }
 }
 
 pub(crate) fn encode_settle(row: &SettleRow, out: &mut Vec<u8>) {
@@ -342,6 +346,13 @@ pub(crate) fn decode_meta(key: &[u8], value: &[u8]) -> Option<MetaRow> {
         CLOCK => MetaRow::Clock(ClockRow {
             store_ms: row.number()?,
             wall_ms: i64::from_le_bytes(row.take(8)?.try_into().ok()?),
+            uptime: match row.0.is_empty() {
+                true => None,
+                false => Some(Uptime {
+                    boot_id: u128::from_le_bytes(row.take(16)?.try_into().ok()?),
+                    millis: row.number()?,
+                }),
+            },
         }),
         NAME => MetaRow::Name(key.queue()?, String::from_utf8(row.rest().to_vec()).ok()?),
         APPEND => MetaRow::Append(key.queue()?, Mark::decode(row.rest())?),

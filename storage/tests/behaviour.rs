@@ -102,6 +102,31 @@ async fn a_long_expired_prefix_is_passed_in_one_read() {
 }
 
 #[tokio::test]
+async fn a_wall_clock_that_jumps_while_the_store_is_closed_changes_no_age_unless_the_machine_starts_anew() {
+    for (jump_ms, anew, age_ms) in
+        [(YEAR_MS, false, 9_000), (-YEAR_MS, false, 9_000), (3_600_000, true, 3_609_000)]
+    {
+        let time = Arc::new(ManualTimeSource::new(WALL_MS));
+        time.boot();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(options(&folder, &time)).unwrap();
+        let queue = store.queue("q").unwrap();
+        append(&store, vec![record(Bytes::from_static(b"x"), &queue, Ttl::Millis(7_200_000))]).await;
+        store.close();
+        time.advance(9_000);
+        time.jump_wall(jump_ms);
+        if anew {
+            time.boot();
+        }
+        let store = Store::open(options(&folder, &time)).unwrap();
+        let queue = store.queue("q").unwrap();
+        let entry = queue.read(Offset::ZERO, ALL).await.unwrap().entries.remove(0);
+        assert_eq!(store.now().millis_since(entry.accepted_at), age_ms, "{jump_ms} {anew}");
+        store.close();
+    }
+}
+
+#[tokio::test]
 async fn a_wall_clock_that_jumps_neither_expires_nor_immortalises() {
     for jump_ms in [10 * YEAR_MS, -10 * YEAR_MS, 90_000_000] {
         let time = Arc::new(ManualTimeSource::new(WALL_MS));

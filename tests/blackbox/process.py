@@ -36,18 +36,26 @@ def run(arguments, variables=None, deadline_secs=30):
 class Process:
     """A running program. Everything that it prints is in `log`."""
 
-    def __init__(self, name, arguments, variables, log: Path):
+    def __init__(self, name, arguments, variables, log: Path, inside=()):
+        """`inside` begins the command: a program that becomes ours."""
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                [program(), *map(str, arguments)], env=environment(variables), stdin=subprocess.DEVNULL,
+                [*inside, program(), *map(str, arguments)], env=environment(variables), stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     @property
     def pid(self):
         return self._child.pid
+
+    def resident_bytes(self):
+        """Its memory that is not swapped out."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"{self.name} has no VmRSS")
 
     def running(self):
         return self._child.poll() is None

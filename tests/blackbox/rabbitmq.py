@@ -86,11 +86,15 @@ class RabbitMq:
         with self.channel() as channel:
             channel.queue_declare(queue, durable=True, arguments=arguments)
 
-    def bind(self, queue, exchange):
-        """An exchange that hands everything to a queue."""
+    def bind(self, queue, exchange, kind="fanout", key=""):
+        """An exchange that hands everything to a queue, or of kind `topic` what fits the key."""
         with self.channel() as channel:
-            channel.exchange_declare(exchange, "fanout", durable=True)
-            channel.queue_bind(queue, exchange)
+            channel.exchange_declare(exchange, kind, durable=True)
+            channel.queue_bind(queue, exchange, key)
+
+    def delete(self, queue):
+        with self.channel() as channel:
+            channel.queue_delete(queue)
 
     def take(self, queue):
         """Takes all messages out of a queue: properties and body of each."""

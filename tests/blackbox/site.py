@@ -1,6 +1,7 @@
 """A site: a cloud, one edge hub below it, and the identities that both know."""
 
 import base64
+import copy
 import http.client
 import json
 import random
@@ -17,9 +18,11 @@ from .proxy import Proxy
 CLOUD_HOST = "cloud.test"
 EDGE = "edge1"
 MQTT_PORT = 8883  # fixed in the SDKs, so every hub has an address of its own
+PAGES_PORT = 9600  # for hubs that have a network of their own
 HTTPS_PORT = 443  # fixed too; only sites that ask for WebSockets open it
 WEBSOCKETS = {"httpSettings__enabled": "true"}
 ADDRESS_TRIES_MAX = 20
+BLOCK_BYTES = 1 << 20
 LEAVES = ("leaf1", "leaf2", "leaf3")
 MODULES = ("sender", "receiver")
 
@@ -74,7 +77,8 @@ def manifest(routes, ttl_secs=7200, schema="1.1", max_size_bytes=None):
 class Cloud:
     """The stand-in for the cloud hub."""
 
-    def __init__(self, folder: Path, authority: Authority):
+    def __init__(self, folder: Path, authority: Authority, variables=None):
+        self._variables = variables or {}
         self.data = folder / "cloud"
         self.data.mkdir()
         self._log = folder / "cloud.log"
@@ -101,31 +105,48 @@ class Cloud:
         assert (made.host, made.device) == (self.host_name, device), made.connection_string()
         return made
 
+    def add_like(self, pattern, names):
+        """Adds devices to the registry in one write; each is a copy of an identity with a name of its own."""
+        path = self.data / "registry.json"
+        content = json.loads(path.read_text())
+        record = next(entry for entry in content["identities"] if entry["deviceId"] == pattern.device)
+        content["identities"] += [{**copy.deepcopy(record), "deviceId": name} for name in names]
+        written = path.with_suffix(".new")
+        written.write_text(json.dumps(content))
+        written.replace(path)
+
     def start(self):
         self.process = Process(
             "cloud",
             ["cloud", "--data-dir", self.data, "--host-name", self.host_name, "--certificate", self._chain,
              "--private-key", self._key, "--amqp-listen", f"{self.address}:{self.amqp_port}",
              "--https-listen", f"{self.address}:{self.https_port}"],
-            {}, self._log,
+            self._variables, self._log,
         )  # fmt: skip
         self.process.wait_ready("answers /telemetry", lambda: self.telemetry() is not None)
 
     def telemetry(self):
         """All messages that have arrived, oldest first; the body decoded."""
+        return list(self.each_message())
+
+    def each_message(self):
+        """The same one by one, as they are read."""
         context = ssl.create_default_context(cafile=str(self._root))
         connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=10)
         try:
             connection.request("GET", "/telemetry")
             response = connection.getresponse()
-            text = response.read().decode()
-            assert response.status == 200, f"/telemetry answers {response.status}: {text}"
+            assert response.status == 200, f"/telemetry answers {response.status}: {response.read()}"
+            rest = b""
+            while block := response.read(BLOCK_BYTES):
+                *lines, rest = (rest + block).split(b"\n")
+                for record in map(json.loads, lines):
+                    yield {**record, "body": base64.b64decode(record["body"])}
+            assert not rest, f"/telemetry ends within a line: {rest[-200:]}"
         except http.client.HTTPException as error:
             raise ConnectionError(error) from error
         finally:
             connection.close()
-        records = [json.loads(line) for line in text.splitlines() if line]
-        return [{**record, "body": base64.b64decode(record["body"])} for record in records]
 
     def wait_telemetry(self, what, matches, count=1, deadline_secs=wait.DEADLINE_SECS):
         """Waits until `count` messages match, and returns those that do."""
@@ -141,11 +162,13 @@ class Site:
     """Cloud, hub, and TCP proxies between them."""
 
     def __init__(self, folder: Path, routes, ttl_secs=7200, settings=None, max_size_bytes=None, storage=None,
-                 cloud=None):  # fmt: skip
+                 cloud=None, network=None, authority=None):  # fmt: skip
+        """With a network the hub runs in its namespace, and finds the cloud by name at the network's first address."""
         self.folder = folder
-        self.authority = Authority(folder)
-        self.address = free_address()
-        self.pages = (self.address, free_port(self.address))
+        self.network = network
+        self.authority = authority or Authority(folder)
+        self.address = network.hub if network else free_address()
+        self.pages = (self.address, PAGES_PORT if network else free_port(self.address))
         self._chain, self._key = self.authority.server("hub", [self.address, "localhost"])
         self._settings = settings or {}
         self._manifest = folder / "deployment.json"
@@ -159,8 +182,9 @@ class Site:
         self.modules = {name: self.cloud.create_identity(EDGE, name) for name in MODULES}
         self.stranger = Identity(self.cloud.host_name, "stranger", None, self.leaves[0].key)
         self.cloud.start()
-        self.amqp_link = Proxy((self.cloud.address, self.cloud.amqp_port))
-        self.https_link = Proxy((self.cloud.address, self.cloud.https_port))
+        links_at = network.clouds[0] if network else "127.0.0.1"
+        self.amqp_link = Proxy((self.cloud.address, self.cloud.amqp_port), links_at)
+        self.https_link = Proxy((self.cloud.address, self.cloud.https_port), links_at)
         self.hub = None
 
     @property
@@ -189,7 +213,7 @@ class Site:
             "EDGEHUB_LISTEN__MQTT_ADDRESS": self.address,
             "EDGEHUB_LISTEN__MQTT_PORT": MQTT_PORT,
             "EDGEHUB_LISTEN__METRICS_ADDRESS": self.address,
-            "EDGEHUB_UPSTREAM__HOST": "127.0.0.1",
+            "EDGEHUB_UPSTREAM__HOST": CLOUD_HOST if self.network else "127.0.0.1",
             "EDGEHUB_UPSTREAM__AMQP_PORT": self.amqp_link.port,
             "EDGEHUB_UPSTREAM__HTTPS_PORT": self.https_link.port,
             "EDGEHUB_UPSTREAM__TRUST_FILE": self.authority.root,
@@ -216,7 +240,9 @@ class Site:
         return process.run(["run", "--manifest", self._manifest, *arguments], variables, deadline_secs)
 
     def start_hub(self):
-        self.hub = Process("hub", ["run", "--manifest", self._manifest], self.environment(), self.folder / "hub.log")
+        arguments = ["run", "--manifest", self._manifest]
+        inside = self.network.inside() if self.network else ()
+        self.hub = Process("hub", arguments, self.environment(), self.folder / "hub.log", inside)
         self.hub.wait_ready("/healthz answers 200", lambda: pages.get(self.pages, "/healthz")[0] == 200)
 
     def cut_upstream(self):

@@ -1,5 +1,6 @@
 //! One AMQP connection as a state machine without I/O: bytes and time in, events and output out.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
@@ -19,6 +20,15 @@ use super::session::{Counts, Session, SessionState, Shared};
 pub(super) const DEFAULT_PEER_IDLE: Duration = Duration::from_secs(120);
 /// Reading stops when so many events wait for the owner.
 const EVENTS_MAX: usize = 4_096;
+/// Room for events that a connection without any keeps for itself.
+const EVENTS_KEPT: usize = 8;
+/// Room for events that is passed on at most.
+const EVENTS_SPARE_MAX: usize = 1_024;
+
+thread_local! {
+    /// Room for events, which the connections of a thread use in turns: an idle one holds nothing.
+    static SPARE_EVENTS: RefCell<VecDeque<Event>> = const { RefCell::new(VecDeque::new()) };
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -115,6 +125,9 @@ impl Connection {
     /// Takes every complete frame out of `input`. Bytes that stay are the beginning of a frame, or wait until
     /// [`wants_input`](Self::wants_input) is true again.
     pub fn receive(&mut self, input: &mut BytesMut, now: Instant) {
+        if self.events.capacity() == 0 {
+            self.events = SPARE_EVENTS.take();
+        }
         while self.wants_input() {
             match self.phase {
                 Phase::Header | Phase::HeaderAfterSasl => {
@@ -166,8 +179,11 @@ impl Connection {
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         let event = self.events.pop_front();
-        if event.is_none() && self.events.capacity() > 64 {
-            self.events = VecDeque::new();
+        if event.is_none() && self.events.capacity() > EVENTS_KEPT {
+            let events = std::mem::take(&mut self.events);
+            if events.capacity() <= EVENTS_SPARE_MAX {
+                SPARE_EVENTS.set(events);
+            }
         }
         event
     }

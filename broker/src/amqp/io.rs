@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::yield_now;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until, timeout};
 
 use super::connection::Connection;
@@ -56,6 +57,8 @@ pub struct Driver<S> {
     stalled_since: Option<Instant>,
     /// Bytes were given to the transport that it may still hold back.
     unflushed: bool,
+    /// The last turn ended at its limit of bytes: others of the thread come first.
+    gives_way: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -68,6 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             timer: None,
             stalled_since: None,
             unflushed: false,
+            gives_way: false,
         }
     }
 
@@ -96,6 +100,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.connection.is_finished() {
             return Poll::Ready(());
+        }
+        if std::mem::take(&mut self.gives_way) {
+            // Woken only after the runtime has looked at the sockets of the others; a plain wake-up would come before that.
+            return pin!(yield_now()).poll(cx);
         }
         let wrote = match self.poll_write(cx) {
             Ok(wrote) => wrote,
@@ -208,9 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             // The beginning of a frame must not keep the shared buffer.
             self.input = BytesMut::from(&self.input[..]);
         }
-        if bytes >= READ_TURN_MAX_BYTES {
-            cx.waker().wake_by_ref(); // there may be more
-        }
+        self.gives_way = bytes >= READ_TURN_MAX_BYTES;
         Ok(bytes > 0)
     }
 

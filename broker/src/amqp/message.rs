@@ -1,5 +1,7 @@
 //! The sections of an AMQP message (AMQP 1.0 §3.2): found by one walk, decoded only when asked for.
 
+use std::cell::RefCell;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
@@ -191,10 +193,10 @@ impl Iterator for Entries<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let fields = self.0.as_mut()?;
         while !fields.is_empty() {
-            let entry = fields.value().and_then(|key| Ok((key, fields.value()?)));
+            let entry = fields.key().and_then(|key| Ok((key, fields.value()?)));
             match entry {
-                Ok((Value::String(key) | Value::Symbol(key), value)) => return Some(Ok((key, value))),
-                Ok(_) => {}
+                Ok((Some(key), value)) => return Some(Ok((key, value))),
+                Ok((None, _)) => {}
                 Err(error) => {
                     self.0 = None;
                     return Some(Err(error));
@@ -232,20 +234,65 @@ pub struct MessageProperties {
 
 impl MessageProperties {
     fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let Self {
+            message_id: None,
+            user_id: None,
+            to: None,
+            subject: None,
+            reply_to: None,
+            correlation_id: None,
+            content_type: None,
+            content_encoding: None,
+            absolute_expiry_time_millis: None,
+            creation_time_millis: None,
+        } = self
+        else {
+            return false;
+        };
+        true
     }
+}
+
+/// Size of the blocks that messages for at once are cut from, in bytes.
+const BLOCK_BYTES: usize = 16_384;
+
+thread_local! {
+    /// The rest of the block that the next message for at once is cut from.
+    static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// Writes a message; call in the order of the methods. Empty sections are left out.
 #[derive(Debug, Default)]
 pub struct MessageEncoder {
     out: BytesMut,
+    /// `out` is the thread's block.
+    of_block: bool,
 }
 
 impl MessageEncoder {
     /// An empty message with place for `capacity_bytes` in front of the body.
     pub fn with_capacity(capacity_bytes: usize) -> Self {
-        Self { out: BytesMut::with_capacity(capacity_bytes) }
+        Self { out: BytesMut::with_capacity(capacity_bytes), of_block: false }
+    }
+
+    /// An empty message that is sent before the next one is written, or soon after. It shares a block of memory with
+    /// others of this thread: whoever keeps it long keeps all of the block.
+    pub fn for_at_once(capacity_bytes: usize) -> Self {
+        let mut out = BLOCK.take();
+        if out.capacity() < capacity_bytes && !out.try_reclaim(BLOCK_BYTES) {
+            out = BytesMut::with_capacity(BLOCK_BYTES.max(capacity_bytes));
+        }
+        Self { out, of_block: true }
+    }
+
+    /// What was written.
+    fn take(mut self) -> Bytes {
+        if !self.of_block {
+            return self.out.freeze();
+        }
+        let written = self.out.split().freeze();
+        BLOCK.set(self.out);
+        written
     }
 
     /// A header that asks the receiver to keep the message over its own end.
@@ -258,11 +305,20 @@ impl MessageEncoder {
 
     /// Message annotations; keys are symbols.
     pub fn annotations<'v>(&mut self, entries: impl IntoIterator<Item = (&'v str, Value)>) -> &mut Self {
+        self.annotations_by(entries, |out, value| put_value(out, &value))
+    }
+
+    /// Message annotations, each written by `put` as exactly one value; keys are symbols.
+    pub(crate) fn annotations_by<'v, V>(
+        &mut self,
+        entries: impl IntoIterator<Item = (&'v str, V)>,
+        put: impl Fn(&mut BytesMut, V),
+    ) -> &mut Self {
         let mut entries = entries.into_iter().peekable();
         if entries.peek().is_some() {
             let mut map = CompoundWriter::described_map(&mut self.out, ANNOTATIONS);
             for (key, value) in entries {
-                map.entry(|out| put_symbol(out, key), |out| put_value(out, &value));
+                map.entry(|out| put_symbol(out, key), |out| put(out, value));
             }
             map.finish();
         }
@@ -328,7 +384,7 @@ impl MessageEncoder {
         put_descriptor(&mut self.out, DATA);
         put_binary_header(&mut self.out, body.len());
         let mut payload = Payload::new();
-        payload.push(self.out.freeze());
+        payload.push(self.take());
         if !body.is_empty() {
             payload.push(body);
         }
@@ -339,12 +395,12 @@ impl MessageEncoder {
     pub fn value(mut self, value: &Value) -> Payload {
         put_descriptor(&mut self.out, VALUE);
         put_value(&mut self.out, value);
-        Payload::from_iter([self.out.freeze()])
+        Payload::from_iter([self.take()])
     }
 
     /// Ends without a body.
     pub fn no_body(self) -> Payload {
-        Payload::from_iter([self.out.freeze()])
+        Payload::from_iter([self.take()])
     }
 }
 
@@ -426,6 +482,25 @@ mod tests {
             message.application_properties().expect("legal").map(|entry| entry.expect("legal")).collect();
         assert_eq!(user, [("a".into(), Value::String("1".into())), ("b".into(), Value::String("".into()))]);
         assert_eq!(message.body.data().as_deref(), Some(&b"{}"[..]));
+    }
+
+    #[test]
+    fn messages_for_at_once_share_a_block_and_not_their_bytes() {
+        let write = |text: &str| {
+            let mut encoder = MessageEncoder::for_at_once(64);
+            encoder.application_strings([("text", text)]);
+            joined(encoder.data(Bytes::from_static(b"{}")))
+        };
+        let text = |payload: &Bytes| {
+            let message = Message::parse(payload).expect("legal");
+            message.application_property("text").expect("legal").expect("present")
+        };
+        let long = "x".repeat(2 * BLOCK_BYTES);
+        let all = ["first", "second", &long, "third", &"y".repeat(BLOCK_BYTES - 10), "fourth"];
+        let payloads: Vec<Bytes> = all.iter().map(|text| write(text)).collect();
+        for (wanted, payload) in all.iter().zip(&payloads) {
+            assert_eq!(text(payload), Value::String((*wanted).into()));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The bytes that wait to be written: small things in one growing buffer, large payloads as slices between.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -8,8 +9,16 @@ use bytes::{Buf, Bytes, BytesMut};
 /// Payload pieces from this size on are queued as slices; smaller ones are copied, which is cheaper than one
 /// more element of a vectored write.
 const COPY_BELOW_BYTES: usize = 1_024;
-/// An empty buffer larger than this is given back, so that idle connections hold nothing.
-const KEEP_BUFFER_BYTES: usize = 512;
+/// A written buffer is passed on if it holds at least this.
+const SPARE_MIN_BYTES: usize = 512;
+/// A written buffer is passed on if it holds at most this.
+const SPARE_MAX_BYTES: usize = 262_144;
+
+thread_local! {
+    /// A buffer whose bytes are all written. The connections of a thread use it in turns: a busy one does not grow a new
+    /// one for each write, and an idle one holds nothing.
+    static SPARE: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
 
 /// Frames in the order in which they are to be written. It is a [`Buf`], so `write_buf` of tokio and
 /// [`Buf::chunks_vectored`] with `write_vectored` both drain it.
@@ -33,6 +42,9 @@ impl Output {
 
     /// The buffer at the end, for frame headers and performatives.
     pub(super) fn tail(&mut self) -> &mut BytesMut {
+        if self.tail.capacity() == 0 {
+            self.tail = SPARE.take();
+        }
         &mut self.tail
     }
 
@@ -49,6 +61,19 @@ impl Output {
         }
         self.chunk_bytes += payload.len();
         self.chunks.push_back(payload);
+    }
+
+    /// All is written.
+    fn pass_on(&mut self) {
+        let mut tail = std::mem::take(&mut self.tail);
+        // One byte more than there is behind what was written brings all of the buffer back.
+        let _ = tail.try_reclaim(tail.capacity() + 1);
+        if (SPARE_MIN_BYTES..=SPARE_MAX_BYTES).contains(&tail.capacity()) {
+            SPARE.set(tail);
+        }
+        if self.chunks.capacity() > 64 {
+            self.chunks = VecDeque::new();
+        }
     }
 
     /// Forgets everything.
@@ -90,14 +115,7 @@ impl Buf for Output {
         }
         self.tail.advance(count);
         if self.tail.is_empty() {
-            if self.tail.capacity() > KEEP_BUFFER_BYTES {
-                self.tail = BytesMut::new();
-            } else {
-                self.tail.clear();
-            }
-            if self.chunks.capacity() > 64 {
-                self.chunks = VecDeque::new();
-            }
+            self.pass_on();
         }
     }
 }
@@ -129,5 +147,25 @@ mod tests {
         }
         assert_eq!(written, expected);
         assert!(output.is_empty());
+    }
+
+    #[test]
+    fn what_is_written_leaves_its_buffer_to_the_next_connection() {
+        let write = |output: &mut Output, bytes: usize| {
+            output.tail().extend_from_slice(&vec![7; bytes]);
+            let place = output.tail().as_ptr();
+            while output.has_remaining() {
+                output.advance(output.chunk().len().min(1000));
+            }
+            assert_eq!(output.tail.capacity(), 0, "an idle connection holds nothing");
+            place
+        };
+        let (mut first, mut second) = (Output::default(), Output::default());
+        let place = write(&mut first, 20_000);
+        assert_eq!(write(&mut second, 20_000), place);
+        assert_eq!(write(&mut first, 100), place);
+        // One of an exceptional size is not kept for it.
+        write(&mut first, SPARE_MAX_BYTES + 1);
+        assert_eq!(SPARE.take().capacity(), 0);
     }
 }

@@ -115,22 +115,41 @@ pub(super) struct TransferHead {
     pub(super) settled: bool,
 }
 
+/// Room for a transfer of ours: descriptor and list, three numbers, a tag of 16 bytes, two flags.
+const TRANSFER_BYTES_MAX: usize = 6 + 3 * 5 + 18 + 2;
+
 /// Appends a transfer whose last byte is the `more` flag, set to false; see [`set_more`].
 pub(super) fn put_transfer(out: &mut BytesMut, handle: u32, head: Option<&TransferHead>) {
-    out.put_slice(&[0x00, 0x53, 0x14, 0xc0, 0, 6]);
-    let start = out.len();
-    put_uint(out, handle);
+    // Every message has one, and its fields are few bytes each: they are put together first, and appended at once.
+    let mut room = [0_u8; TRANSFER_BYTES_MAX];
+    room[..6].copy_from_slice(&[0x00, 0x53, 0x14, 0xc0, 0, 6]);
+    let mut fields = &mut room[6..];
+    put_uint_into(&mut fields, handle);
     match head {
         Some(head) => {
-            put_uint(out, head.delivery_id);
-            put_binary(out, &head.tag);
-            put_uint(out, head.message_format);
-            put_bool(out, head.settled);
+            put_uint_into(&mut fields, head.delivery_id);
+            fields.put_slice(&[0xa0, head.tag.len() as u8]);
+            fields.put_slice(&head.tag);
+            put_uint_into(&mut fields, head.message_format);
+            fields.put_u8(if head.settled { 0x41 } else { 0x42 });
         }
-        None => out.put_slice(&[0x40; 4]),
+        None => fields.put_slice(&[0x40; 4]),
     }
-    put_bool(out, false);
-    out[start - 2] = (out.len() - start + 1) as u8;
+    fields.put_u8(0x42);
+    let used = TRANSFER_BYTES_MAX - fields.len();
+    room[4] = (used - 5) as u8;
+    out.put_slice(&room[..used]);
+}
+
+fn put_uint_into(out: &mut &mut [u8], value: u32) {
+    match value {
+        0 => out.put_u8(0x43),
+        1..=0xff => out.put_slice(&[0x52, value as u8]),
+        _ => {
+            out.put_u8(0x70);
+            out.put_u32(value);
+        }
+    }
 }
 
 /// Sets the `more` flag of the transfer that [`put_transfer`] has just appended.

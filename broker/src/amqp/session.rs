@@ -322,15 +322,20 @@ impl Session {
         if let Some(range) = self.as_sender.take() {
             self.write_range(shared, Role::Sender, &range);
         }
-        if let Some(range) = self.as_receiver.take() {
-            self.write_range(shared, Role::Receiver, &range);
-        }
+        self.flush_settled(shared);
         for handle in std::mem::take(&mut self.links_due) {
             self.write_link_flow(shared, handle);
         }
         if std::mem::take(&mut self.flow_due) {
             let flow = self.session_flow(shared);
             self.frame(shared, |out| put_flow(out, &flow));
+        }
+    }
+
+    /// Writes the disposition of received deliveries that is due.
+    pub(super) fn flush_settled(&mut self, shared: &mut Shared<'_>) {
+        if let Some(range) = self.as_receiver.take() {
+            self.write_range(shared, Role::Receiver, &range);
         }
     }
 

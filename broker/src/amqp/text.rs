@@ -73,6 +73,14 @@ impl MessageId {
         Self::of(Reader::new(encoded, 0).value()?)?.ok_or(WireError::MissingField)
     }
 
+    /// The text form, without a copy of what is text.
+    pub fn into_text(self) -> Text {
+        match self {
+            Self::String(text) => text,
+            other => other.to_string().into(),
+        }
+    }
+
     /// The id for a text: a uuid if it is one, else a string. Clients that parse ids as GUIDs want the first.
     pub fn uuid_or_string(text: &str) -> Self {
         match parse_uuid(text) {

@@ -304,6 +304,9 @@ impl Session {
             tag
         });
         let head = TransferHead { delivery_id: number, tag, message_format: options.format, settled };
+        // What is sent may be the answer to what was received: clients such as uAMQP take an answer for a failure
+        // when their request is not settled yet.
+        self.flush_settled(shared);
         let mut pending = Pending { handle: id.handle, head: Some(head), rest: payload };
         if !self.transmit(shared, &mut pending) {
             self.pending.push_back(pending);

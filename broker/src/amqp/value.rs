@@ -245,6 +245,29 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The next value, which must be a string or a symbol: without the detour over a value.
+    fn text(&mut self) -> Result<Text, WireError> {
+        let bytes = &self.bytes[..self.end];
+        let (start, size) = match bytes.get(self.pos..) {
+            Some([0xa1 | 0xa3, size, ..]) => (self.pos + 2, usize::from(*size)),
+            Some([0xb1 | 0xb3, a, b, c, d, ..]) => {
+                (self.pos + 5, u32::from_be_bytes([*a, *b, *c, *d]) as usize)
+            }
+            _ => return Err(WireError::WrongType),
+        };
+        let end = start.saturating_add(size);
+        if end > bytes.len() {
+            return Err(WireError::Truncated);
+        }
+        self.pos = end;
+        Text::new(self.bytes.slice(start..end))
+    }
+
+    /// Whether a string or a symbol is next.
+    fn is_at_text(&self) -> bool {
+        matches!(self.bytes.get(self.pos), Some(0xa1 | 0xa3 | 0xb1 | 0xb3))
+    }
+
     /// The descriptor of a described value; numeric forms and the symbols of the message sections.
     /// The reader then stands at the value.
     pub fn descriptor(&mut self) -> Result<u64, WireError> {
@@ -407,10 +430,15 @@ impl<'a> Fields<'a> {
 
     /// A `string` or `symbol` field. Peers mix the two up, and both are text.
     pub fn text(&mut self) -> Result<Option<Text>, WireError> {
-        match self.value()? {
-            Value::Null => Ok(None),
-            Value::String(v) | Value::Symbol(v) => Ok(Some(v)),
-            _ => Err(WireError::WrongType),
+        self.present().map(Reader::text).transpose()
+    }
+
+    /// The key of the next entry of a map; `None` when it is no text, or there is none.
+    pub(super) fn key(&mut self) -> Result<Option<Text>, WireError> {
+        match self.present() {
+            Some(reader) if reader.is_at_text() => reader.text().map(Some),
+            Some(reader) => reader.value().map(|_| None),
+            None => Ok(None),
         }
     }
 }

@@ -44,6 +44,8 @@ pub enum Outcome {
     NotOffered,
     /// The head cannot put it into its protocol, now or later.
     NotConvertible,
+    /// Its time ended ([`Message::expires_at`]) while the head kept it back; it was not sent.
+    Expired,
 }
 
 /// Takes the outcomes of deliveries back to the pump that made them. Cheap to clone; never blocks.
@@ -79,8 +81,8 @@ impl Settler {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// A delivery that the head had to keep back, for want of credit of the receiver, has been sent now: the time for
-    /// its answer begins now. Nobody is woken for it.
+    /// A delivery that the head had to keep back, for want of credit of the receiver or of room in its socket, has been
+    /// sent now: the time for its answer begins now. Nobody is woken for it.
     pub fn sent(&self, tag: u64) {
         self.shared.reports.lock().sent_late.push((tag, Instant::now()));
     }

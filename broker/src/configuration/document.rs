@@ -225,6 +225,7 @@ mod tests {
                 text: "FROM /messages/* WHERE level = INTO $upstream",
                 priority: 0,
                 time_to_live_secs: 0,
+                upstream_target: None,
             }],
             "edge1",
         );

@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use super::attempts::{ATTEMPTS_MAX, Attempts};
 use super::in_flight::InFlight;
 use super::losses::{Loss, Losses};
-use super::sent::SentMetrics;
+use super::pace::Pace;
+use super::sent::{Run, SentMetrics};
 use super::{Backoff, BackoffOptions, Consumer, QueueReader, Queued};
 use crate::backend::{self, Command, Deliveries, Settler, Target};
 use crate::head::warn_limit::WarnLimit;
@@ -30,7 +31,8 @@ static WARNINGS: WarnLimit = WarnLimit::new();
 /// How a module's input is served.
 #[derive(Debug, Clone, Copy)]
 pub struct ModulePumpOptions {
-    /// Messages that the module may have without having answered.
+    /// Messages that the module may have without having answered; up to 8 times as many while it answers fast, unless it
+    /// is one.
     pub window: usize,
     /// How long an answer may take before the messages are offered again.
     pub ack_timeout: Duration,
@@ -103,11 +105,17 @@ struct Delivery {
 struct Window {
     settler: Settler,
     deliveries: InFlight<Delivery>,
+    pace: Pace,
 }
 
 impl Window {
-    fn new() -> Self {
-        Self { settler: Settler::new(), deliveries: InFlight::new() }
+    fn new(first: usize) -> Self {
+        Self { settler: Settler::new(), deliveries: InFlight::new(), pace: Pace::new(first) }
+    }
+
+    /// How many messages may be sent now.
+    fn room(&self) -> usize {
+        self.pace.room(self.deliveries.len())
     }
 
     /// Whether something of this priority, or of a less urgent one, is under way.
@@ -224,11 +232,11 @@ impl ModulePump {
 
     /// Runs on the consumer's thread: what goes to and fro with each message crosses no other one.
     async fn serve(&mut self, consumer: &Consumer) -> End {
-        let mut window = Window::new();
+        let mut window = Window::new(self.options.window);
         loop {
             self.lift_hold(&window);
             let above = self.hold.map(|hold| hold.level);
-            let room = self.room(&window);
+            let room = window.room();
             if room > 0 && self.ahead.is_empty() {
                 let limit = ReadLimit { count: self.reader.count(room), bytes: READ_BYTES_MAX };
                 match self.reader.read(limit, above).await {
@@ -291,31 +299,36 @@ impl ModulePump {
         }
     }
 
-    /// How many messages may be sent now. A window that is nearly full is not topped up message by message: each
-    /// time costs a wake-up of two threads.
-    fn room(&self, window: &Window) -> usize {
-        let room = self.options.window.saturating_sub(window.deliveries.len());
-        if room < (self.options.window / 4).max(1) { 0 } else { room }
-    }
-
-    /// The next messages, as far as they have not expired meanwhile; at most `room` are looked at.
+    /// The next messages, as far as they have not expired meanwhile; at most `room` are looked at. Each says when it will.
     fn deliveries(&mut self, room: usize, window: &mut Window) -> Deliveries {
         let now = self.store.now();
         let sent_at = Instant::now();
         let count = room.min(self.ahead.len());
         let mut messages = Vec::with_capacity(count);
-        for Queued { lane, level, priority, entry, message, .. } in self.ahead.drain(..count) {
-            if entry.is_expired(now) {
+        let mut run = Run::new();
+        for Queued { lane, level, priority, entry, mut message, .. } in self.ahead.drain(..count) {
+            let expires_at = entry.ttl.expires_at(entry.accepted_at);
+            if expires_at.is_some_and(|at| at <= now) {
                 let output = message.output().unwrap_or_default();
                 self.losses.tell(Loss::Expired, &message.sender.identity, output, || {
                     self.reader.settle_one(lane, entry.offset, Outcome::Expired)
                 });
                 continue;
             }
+            let left = expires_at.map(|at| Duration::from_millis(at.millis_since(now)));
+            message.expires_at = left.and_then(|left| sent_at.checked_add(left));
             let route = self.sent.route(&message, &priority);
-            self.sent.sent(route, now.millis_since(entry.accepted_at));
+            if let Some(((route, in_hub_millis), count)) =
+                run.add((route, now.millis_since(entry.accepted_at)))
+            {
+                self.sent.sent_many(route, in_hub_millis, count);
+            }
+            window.pace.sent(entry.bytes.len());
             let tag = window.deliveries.push(Delivery { lane, level, entry, sent_at, route });
             messages.push((tag, message));
+        }
+        if let Some(((route, in_hub_millis), count)) = run.end() {
+            self.sent.sent_many(route, in_hub_millis, count);
         }
         Deliveries { target: Target::Input(self.input.clone()), messages, settler: window.settler.clone() }
     }
@@ -324,9 +337,15 @@ impl ModulePump {
         let mut delivered: SmallVec<[(usize, Settlement); 16]> = SmallVec::new();
         // The most urgent priority of which something came back.
         let mut returned: Option<u32> = None;
+        let now = Instant::now();
+        let mut run = Run::new();
         for (tag, outcome) in outcomes {
             let Some(delivery) = window.deliveries.take(tag) else { continue };
-            self.sent.answered(delivery.route, delivery.sent_at.elapsed().as_secs_f64());
+            let after = now.saturating_duration_since(delivery.sent_at);
+            window.pace.answered(delivery.entry.bytes.len(), after);
+            if let Some(((route, after), count)) = run.add((delivery.route, after)) {
+                self.sent.answered_many(route, after.as_secs_f64(), count);
+            }
             let (lane, offset) = (delivery.lane, delivery.entry.offset);
             let came_back = match outcome {
                 backend::Outcome::Accepted => {
@@ -350,10 +369,17 @@ impl ModulePump {
                     }
                 }
                 backend::Outcome::NotOffered => true,
+                backend::Outcome::Expired => {
+                    self.expired(&delivery);
+                    false
+                }
             };
             if came_back {
                 returned = Some(returned.map_or(delivery.level, |level| level.min(delivery.level)));
             }
+        }
+        if let Some(((route, after), count)) = run.end() {
+            self.sent.answered_many(route, after.as_secs_f64(), count);
         }
         if !delivered.is_empty() {
             self.backoff.succeed();
@@ -366,6 +392,15 @@ impl ModulePump {
         if let Some(level) = returned.filter(|level| self.hold.is_none_or(|hold| *level < hold.level)) {
             self.hold(level, "Messages came back and are offered again after a pause");
         }
+    }
+
+    /// The time of a message ended while the head kept it back.
+    fn expired(&mut self, delivery: &Delivery) {
+        let (lane, offset) = (delivery.lane, delivery.entry.offset);
+        let (from, output) = self.sent.source(delivery.route);
+        self.losses
+            .tell(Loss::Expired, from, output, || self.reader.settle_one(lane, offset, Outcome::Expired));
+        self.attempts.settled(lane, offset);
     }
 
     /// The message goes to the dead letters; false if they cannot take it now.
@@ -392,7 +427,7 @@ impl ModulePump {
     /// message comes nearer to the dead letters by it.
     fn give_up(&mut self, window: &mut Window) {
         let level = window.deliveries.iter().map(|delivery| delivery.level).min().unwrap_or_default();
-        *window = Window::new();
+        *window = Window::new(self.options.window);
         self.forget_ahead();
         self.reader.rewind();
         self.hold(level, "Messages were not acknowledged in time and are offered again after a pause");
@@ -449,7 +484,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_waited_for_credit_has_its_time_from_when_it_was_sent() {
-        let mut window = Window::new();
+        let mut window = Window::new(16);
         let handed_over = Instant::now();
         let tags: Vec<u64> = (0..3).map(|_| window.deliveries.push(delivery(handed_over))).collect();
         tokio::time::advance(Duration::from_secs(20)).await;

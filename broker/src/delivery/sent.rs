@@ -27,6 +27,34 @@ pub(crate) struct SentMetrics {
     next: usize,
 }
 
+/// Equal things that come one after the other, to be counted together: messages of one sender that were stored, sent or
+/// answered at once are alike.
+pub(crate) struct Run<T> {
+    of: Option<(T, usize)>,
+}
+
+impl<T: PartialEq> Run<T> {
+    pub(crate) fn new() -> Self {
+        Self { of: None }
+    }
+
+    /// Adds one; what went before and is unlike it comes back with its number.
+    pub(crate) fn add(&mut self, one: T) -> Option<(T, usize)> {
+        match &mut self.of {
+            Some((of, count)) if *of == one => {
+                *count += 1;
+                None
+            }
+            _ => self.of.replace((one, 1)),
+        }
+    }
+
+    /// What is left, with its number.
+    pub(crate) fn end(self) -> Option<(T, usize)> {
+        self.of
+    }
+}
+
 struct Route {
     from: Identity,
     output: Option<Box<str>>,
@@ -97,14 +125,24 @@ impl SentMetrics {
 
     /// Counts a message that is on the wire, and how long it was in the hub before.
     pub(crate) fn sent(&self, route: usize, in_hub_millis: u64) {
+        self.sent_many(route, in_hub_millis, 1);
+    }
+
+    /// The same for several messages.
+    pub(crate) fn sent_many(&self, route: usize, in_hub_millis: u64, count: usize) {
         let route = &self.routes[route];
-        route.sent.increment(1);
-        route.process_duration.record(in_hub_millis as f64 / 1_000.0);
+        route.sent.increment(count as u64);
+        route.process_duration.record_many(in_hub_millis as f64 / 1_000.0, count);
     }
 
     /// Notes how long an answer took.
     pub(crate) fn answered(&self, route: usize, seconds: f64) {
-        self.routes[route].send_duration.record(seconds);
+        self.answered_many(route, seconds, 1);
+    }
+
+    /// The same for several answers.
+    pub(crate) fn answered_many(&self, route: usize, seconds: f64, count: usize) {
+        self.routes[route].send_duration.record_many(seconds, count);
     }
 
     /// Whose messages a set of handles counts, and their output.

@@ -33,8 +33,24 @@ pub use proxy::{HttpProxy, PROXY_ANSWER_BYTES_MAX, ProxyUrlError};
 /// The path of the cloud hub's WebSockets.
 const WEB_SOCKET_PATH: &str = "/$iothub/websocket";
 
-/// The sub-protocol of AMQP, as the cloud hub names it.
-const AMQP_SUB_PROTOCOL: &str = "AMQPWSB10";
+/// What a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// AMQP 1.0.
+    Amqp,
+    /// MQTT 3.1.1.
+    Mqtt,
+}
+
+impl Carried {
+    /// The sub-protocol of its WebSockets, as the cloud hub names it.
+    fn sub_protocol(self) -> &'static str {
+        match self {
+            Carried::Amqp => "AMQPWSB10",
+            Carried::Mqtt => "mqtt",
+        }
+    }
+}
 
 /// A connection to a peer that says nothing, or confirms nothing, for this long is lost.
 const DEAD_PEER_SECS: u64 = 60;
@@ -42,10 +58,10 @@ const DEAD_PEER_SECS: u64 = 60;
 /// Unanswered probes after which a silent connection is lost.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// What carries AMQP to the upstream.
+/// What carries AMQP or MQTT to the upstream.
 #[derive(Debug, Clone, Default)]
 pub enum Transport {
-    /// TLS over TCP, never through a proxy: few of them let a port such as 5671 pass.
+    /// TLS over TCP, never through a proxy: few of them let a port such as 5671 or 8883 pass.
     #[default]
     Tls,
     /// TCP in clear text: for a broker on the same machine or network segment.
@@ -136,18 +152,23 @@ pub enum UpstreamStream {
     WebSocket(Box<WebSocketBytes<TlsStream<TcpStream>>>),
 }
 
-/// Opens a connection that carries AMQP. `target.proxy` is not asked; that of the transport is.
+/// Opens a connection that carries AMQP or MQTT. `target.proxy` is not asked; that of the transport is.
 ///
 /// # Errors
 /// The first step that fails: TCP, proxy, TLS, WebSocket.
-pub async fn amqp(target: Target<'_>, transport: &Transport) -> Result<UpstreamStream, DialError> {
-    amqp_by(target, transport, None).await
+pub async fn stream(
+    target: Target<'_>,
+    transport: &Transport,
+    carried: Carried,
+) -> Result<UpstreamStream, DialError> {
+    stream_by(target, transport, carried, None).await
 }
 
 /// The same by way of one of [`addresses`].
-pub(crate) async fn amqp_by(
+pub(crate) async fn stream_by(
     target: Target<'_>,
     transport: &Transport,
+    carried: Carried,
     address: Option<SocketAddr>,
 ) -> Result<UpstreamStream, DialError> {
     let target = Target { proxy: transport.proxy(), ..target };
@@ -157,13 +178,13 @@ pub(crate) async fn amqp_by(
             Ok(UpstreamStream::Tls(Box::new(stream)))
         }
         Transport::Tcp => tcp(target.first_hop(), address).await.map(UpstreamStream::Tcp),
-        Transport::WebSocket { .. } => {
-            web_socket(target, address).await.map(|stream| UpstreamStream::WebSocket(Box::new(stream)))
-        }
+        Transport::WebSocket { .. } => web_socket(target, carried, address)
+            .await
+            .map(|stream| UpstreamStream::WebSocket(Box::new(stream))),
     }
 }
 
-/// Looks up where a connection that carries AMQP leads first: the addresses of the target, or of the proxy in between.
+/// Looks up where a connection leads first: the addresses of the target, or of the proxy in between.
 ///
 /// # Errors
 /// When the name cannot be resolved.
@@ -251,6 +272,7 @@ fn notice_dead_peer(stream: &TcpStream) {
 
 async fn web_socket(
     target: Target<'_>,
+    carried: Carried,
     address: Option<SocketAddr>,
 ) -> Result<WebSocketBytes<TlsStream<TcpStream>>, DialError> {
     let Target { host, port, .. } = target;
@@ -263,7 +285,7 @@ async fn web_socket(
         .header(UPGRADE, HeaderValue::from_static("websocket"))
         .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
         .header(SEC_WEBSOCKET_KEY, generate_key())
-        .header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(AMQP_SUB_PROTOCOL))
+        .header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(carried.sub_protocol()))
         .body(())
         .map_err(|error| failed(error.to_string()))?;
     match client_async_with_config(request, stream, Some(web_socket_config())).await {

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use edgehub_routing::{DEFAULT_PRIORITY, Endpoint, OverflowPolicy, RouteIndex, RouteTable};
+use edgehub_routing::{
+    DEFAULT_PRIORITY, Endpoint, OverflowPolicy, RouteIndex, RouteTable, Sink, upstream_target,
+};
 use edgehub_storage::{Overflow, Queue, Store, StoreError, Target, Ttl};
+use smallvec::SmallVec;
 
 /// An immutable snapshot: compiled routes, the queue of every endpoint and priority, the hub-wide time to live.
 pub struct Routing {
@@ -85,6 +88,35 @@ impl Routing {
         Ok(Self { table, queues, time_to_live: time_to_live(defaults.time_to_live_secs), overflow })
     }
 
+    /// Serves besides what waits for targets of the upstream that no route of the table has any more, as far as `serves`
+    /// says so of a target and of whether something waits for it.
+    pub(crate) fn with_former_targets(mut self, store: &Store, serves: impl Fn(&str, bool) -> bool) -> Self {
+        for queue in store.queues() {
+            let (endpoint, priority) = split_queue_name(queue.name());
+            let Some(target) = upstream_target(endpoint) else { continue };
+            let known = self.queues.iter().position(|plan| *plan.endpoint.id == *endpoint);
+            match known {
+                Some(at) if at < self.table.endpoints().len() => {}
+                Some(at) => self.queues[at].queues.push((priority, queue)),
+                None => {
+                    let id: Arc<str> = endpoint.into();
+                    let sink = Sink::UpstreamTarget(target.into());
+                    let endpoint = Endpoint { id, sink, priorities: SmallVec::new() };
+                    self.queues.push(QueuePlan { endpoint, queues: vec![(priority, queue)] });
+                }
+            }
+        }
+        let of_table = self.table.endpoints().len();
+        let former = self.queues.split_off(of_table);
+        self.queues.extend(former.into_iter().filter_map(|mut plan| {
+            plan.queues.sort_by_key(|(priority, _)| *priority);
+            let waits = plan.queues.iter().any(|(_, queue)| queue.ledger().queued() > 0);
+            let target = upstream_target(&plan.endpoint.id)?;
+            serves(target, waits).then_some(plan)
+        }));
+        self
+    }
+
     /// The compiled routes.
     pub fn table(&self) -> &RouteTable {
         &self.table
@@ -95,7 +127,7 @@ impl Routing {
         self.table.generation()
     }
 
-    /// The endpoints with their queues.
+    /// The endpoints with their queues: those of the table, then targets of the upstream that it had before.
     pub fn plans(&self) -> &[QueuePlan] {
         &self.queues
     }

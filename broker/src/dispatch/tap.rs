@@ -186,7 +186,13 @@ fn compile(options: &TapOptions) -> Result<RouteTable, TapError> {
     }
     let filter = condition.map(|text| format!("WHERE {text} ")).unwrap_or_default();
     let text = format!("FROM {source} {filter}INTO $upstream");
-    let spec = RouteSpec { name: "tap", text: &text, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let spec = RouteSpec {
+        name: "tap",
+        text: &text,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     let (table, errors) = RouteTable::compile([spec], "tap");
     match errors.first() {
         None => Ok(table),

@@ -2,18 +2,22 @@
 //! take stays unsettled, and the upstream sends it again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::subscriptions::Subscriptions;
+use crate::amqp::parse_timestamp;
 use crate::backend::{Command, Deliveries, Outcome, Settler, Target};
 use crate::identity::Identity;
-use crate::message::{Message, SystemProperty};
+use crate::message::{Message, SystemProperty, Value};
 
 /// Messages that one device may have without having answered them.
 pub const COMMANDS_IN_FLIGHT_MAX: usize = 32;
@@ -25,6 +29,10 @@ const ANSWER_SECS: u64 = 300;
 pub(super) struct Commands {
     subscriptions: Arc<Subscriptions>,
     in_flight: Arc<InFlight>,
+    /// Messages whose outcome has not been handed to the upstream; each holds a clone.
+    under_way: Arc<()>,
+    /// No message is taken any more.
+    stopping: AtomicBool,
     runtime: Handle,
 }
 
@@ -43,11 +51,30 @@ struct Held {
 
 impl Commands {
     pub(super) fn new(subscriptions: Arc<Subscriptions>, runtime: Handle) -> Self {
-        Self { subscriptions, in_flight: Arc::default(), runtime }
+        let stopping = AtomicBool::new(false);
+        Self { subscriptions, in_flight: Arc::default(), under_way: Arc::default(), stopping, runtime }
+    }
+
+    /// Takes no further messages: the upstream keeps them. Those that devices have are waited for as before.
+    pub(super) fn refuse(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Messages whose outcome has not been handed to the upstream.
+    pub(super) fn under_way(&self) -> usize {
+        Arc::strong_count(&self.under_way) - 1
+    }
+
+    /// Whether a device has messages that it has not answered.
+    pub(super) fn has_some(&self, device: &Identity) -> bool {
+        self.in_flight.tokens.lock().contains_key(device)
     }
 
     /// Hands a message to its device. When that is away, or has enough, the place for the outcome is dropped.
-    pub(super) fn deliver(&self, identity: Identity, message: Message, settle: oneshot::Sender<Outcome>) {
+    pub(super) fn deliver(&self, identity: Identity, mut message: Message, settle: oneshot::Sender<Outcome>) {
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
         let Some((_, mailbox)) = self.subscriptions.client(&identity, |wanted| wanted.cloud_to_device) else {
             tracing::debug!(client = %identity, "A cloud-to-device message finds no device");
             return;
@@ -57,6 +84,7 @@ impl Commands {
             return;
         };
         let Some(held) = self.in_flight.hold(identity, token) else { return };
+        message.expires_at = expires_at(&message, OffsetDateTime::now_utc());
         let settler = Settler::new();
         let deliveries =
             Deliveries { target: Target::Device, messages: vec![(0, message)], settler: settler.clone() };
@@ -64,7 +92,9 @@ impl Commands {
         if mailbox.try_send(Command::Deliver(deliveries)).is_err() {
             return;
         }
+        let under_way = self.under_way.clone();
         self.runtime.spawn(async move {
+            let _under_way = under_way;
             let answered = tokio::select! {
                 outcomes = settler.settled() => outcomes.first().map(|(_, outcome)| *outcome),
                 () = mailbox.closed() => settler.take().first().map(|(_, outcome)| *outcome),
@@ -78,6 +108,8 @@ impl Commands {
             let outcome = match answered {
                 Some(outcome @ (Outcome::Accepted | Outcome::Rejected | Outcome::Released)) => outcome,
                 Some(Outcome::NotConvertible) => Outcome::Rejected,
+                // The upstream finds that it has expired, and tells whoever sent it.
+                Some(Outcome::Expired) => Outcome::Released,
                 // It comes again when the upstream's lock ends, not at once.
                 Some(Outcome::NotOffered) | None => return,
             };
@@ -85,6 +117,17 @@ impl Commands {
             let _ = settle.send(outcome);
         });
     }
+}
+
+/// When the time that a message has by its own properties ends. None if that is over already: the upstream, which has just
+/// sent it, has another clock.
+fn expires_at(message: &Message, now: OffsetDateTime) -> Option<Instant> {
+    let Value::Text(text) = message.properties.system(SystemProperty::AbsoluteExpiryTime) else {
+        return None;
+    };
+    let left_millis = i128::from(parse_timestamp(text)?) - now.unix_timestamp_nanos() / 1_000_000;
+    let left_millis = u64::try_from(left_millis).ok().filter(|left| *left > 0)?;
+    Instant::now().checked_add(Duration::from_millis(left_millis))
 }
 
 impl InFlight {
@@ -113,24 +156,21 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-    use tokio::time::Instant;
-
     use super::*;
-    use crate::backend::Feature;
+    use crate::backend::{CommandReceiver, Feature, Mailbox};
     use crate::message::{Origin, Properties, PropertyName, Sender};
 
     struct Device {
         commands: Commands,
         identity: Identity,
-        mailbox: mpsc::Receiver<Command>,
+        mailbox: CommandReceiver,
     }
 
     impl Device {
         fn subscribed() -> Self {
             let subscriptions = Arc::new(Subscriptions::new(Identity::parse("edge/$edgeHub").unwrap()));
             let identity = Identity::parse("leaf").unwrap();
-            let (sender, mailbox) = mpsc::channel(COMMANDS_IN_FLIGHT_MAX);
+            let (sender, mailbox) = Mailbox::channel(COMMANDS_IN_FLIGHT_MAX);
             subscriptions.set(&identity, 1, &sender, Feature::CloudToDevice, true);
             // The subscription keeps the mailbox open.
             Self { commands: Commands::new(subscriptions, Handle::current()), identity, mailbox }
@@ -182,6 +222,29 @@ mod tests {
         settler.settle([(0, Outcome::Rejected)]);
         assert_eq!(outcome.await, Ok(Outcome::Rejected));
         assert!(!settler.is_abandoned());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_has_the_time_that_its_upstream_gave_it() {
+        let sender =
+            Sender { identity: Identity::parse("leaf").unwrap(), origin: Origin::Internal, model_id: None };
+        let sender = Arc::new(sender);
+        let now = OffsetDateTime::from_unix_timestamp(1_893_456_000).unwrap();
+        for (text, left_millis) in [
+            ("2030-01-01T00:00:01.5000000Z", Some(1_500)),
+            ("2030-01-01T01:00:01+01:00", Some(1_000)),
+            // It was sent this moment, so it is a clock that is wrong.
+            ("2030-01-01T00:00:00Z", None),
+            ("2029-01-01T00:00:00Z", None),
+            ("soon", None),
+        ] {
+            let expiry = [(PropertyName::System(SystemProperty::AbsoluteExpiryTime), text)];
+            let message = Message::new(sender.clone(), Properties::copied_from(expiry), Bytes::new());
+            let left = expires_at(&message, now).map(|at| at - Instant::now());
+            assert_eq!(left, left_millis.map(Duration::from_millis), "{text}");
+        }
+        let without = Message::new(sender, Properties::empty(), Bytes::new());
+        assert_eq!(expires_at(&without, now), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use edgehub_routing::{ConfigError, HubConfig, Lint, OwnedRouteSpec, RouteError, RouteTable, Sink, lint};
+use edgehub_routing::{
+    ConfigError, HubConfig, Lint, OwnedRouteSpec, Route, RouteError, RouteSpec, RouteTable, Sink, lint,
+};
 use edgehub_storage::StoreLimits;
 
 use super::{Hub, Pumps};
 use crate::dispatch::{RouteDefaults, Routing};
 use crate::identity::Identity;
+use crate::upstream::targets::RouteTargets;
 
 /// Lints of one configuration that are logged one by one.
 const LINTS_LOGGED_MAX: usize = 50;
@@ -39,6 +42,20 @@ pub struct Applied {
     pub kept: Vec<String>,
     /// What compiles but is hardly meant, in the routes of the document.
     pub lints: Vec<Lint>,
+    /// Names that a target at the upstream is set for, but that no route in force which leads there has.
+    pub idle_targets: Vec<String>,
+}
+
+fn as_spec<'a>(route: &'a OwnedRouteSpec, targets: &'a RouteTargets) -> RouteSpec<'a> {
+    RouteSpec { upstream_target: targets.of(&route.name), ..route.as_spec() }
+}
+
+fn idle_targets(targets: &RouteTargets, in_force: &[OwnedRouteSpec]) -> Vec<String> {
+    let leads_up =
+        |route: &OwnedRouteSpec| Route::parse(&route.text).is_ok_and(|route| route.sink == Sink::Upstream);
+    let used =
+        |name: &str| in_force.iter().any(|route| route.name.eq_ignore_ascii_case(name) && leads_up(route));
+    targets.routes().filter(|name| !used(name)).map(str::to_owned).collect()
 }
 
 fn log_lints(lints: &[Lint]) {
@@ -73,7 +90,9 @@ impl Hub {
         let mut pumps = self.inner.pumps.lock();
         let device_id = self.inner.edge_device.device_id();
         let mut applied = Applied { malformed: config.rejected.clone(), ..Applied::default() };
-        let (_, rejected) = RouteTable::compile(config.routes.iter().map(OwnedRouteSpec::as_spec), device_id);
+        let targets = self.inner.route_targets();
+        let (_, rejected) =
+            RouteTable::compile(config.routes.iter().map(|route| as_spec(route, &targets)), device_id);
         let mut in_force: AHashMap<String, OwnedRouteSpec> = config
             .routes
             .iter()
@@ -90,10 +109,13 @@ impl Hub {
                 applied.kept.push(name.to_owned());
             }
         }
-        let (table, _) = RouteTable::compile(in_force.values().map(OwnedRouteSpec::as_spec), device_id);
+        let (table, _) =
+            RouteTable::compile(in_force.values().map(|route| as_spec(route, &targets)), device_id);
         let defaults = RouteDefaults { time_to_live_secs, overflow: self.inner.overflow };
         let overflow = |name: &str| in_force.get(name).and_then(|route| route.overflow);
-        let routing = Routing::open(table, defaults, overflow, &self.inner.store)?;
+        let serves = |target: &str, waits| (waits || pumps.serves(target)) && self.inner.can_reach(target);
+        let routing = Routing::open(table, defaults, overflow, &self.inner.store)?
+            .with_former_targets(&self.inner.store, serves);
         self.inner.store.set_limits(StoreLimits {
             // Without a limit of its own a configuration lifts that of the one before; 0 and less are none.
             max_bytes: config
@@ -110,13 +132,22 @@ impl Hub {
         self.inner.dispatch.apply(routing);
         pumps.good_routes = in_force;
         drop(pumps);
-        applied.lints = lint(config.routes.iter().map(OwnedRouteSpec::as_spec));
+        applied.lints = lint(config.routes.iter().map(|route| as_spec(route, &targets)));
         log_lints(&applied.lints);
+        applied.idle_targets = idle_targets(&targets, &applied.in_force);
+        for route in &applied.idle_targets {
+            tracing::warn!(
+                code = "EH4036",
+                route,
+                "A target is set for a route that is not in force or does not lead to $upstream"
+            );
+        }
         Ok(applied)
     }
 
     /// Starts, changes and stops pumps so that each endpoint of the routing has one. A queue whose endpoint is
-    /// gone keeps its messages, detached, until a route names the endpoint again.
+    /// gone keeps its messages, detached, until a route names the endpoint again; only what waits for a target at the
+    /// upstream goes on.
     fn serve(&self, pumps: &mut Pumps, routing: &Routing) {
         let mut gone: Vec<Arc<str>> = pumps.modules.keys().cloned().collect();
         let mut upstream_queues = Vec::new();
@@ -125,6 +156,7 @@ impl Hub {
             gone.retain(|known| known != id);
             match &plan.endpoint.sink {
                 Sink::Upstream => upstream_queues.clone_from(&plan.queues),
+                Sink::UpstreamTarget(target) => self.serve_target(pumps, target, plan.queues.clone()),
                 Sink::ModuleInput { module, input } => match pumps.modules.get(id) {
                     Some(running) => {
                         running.send_if_modified(|queues| {

@@ -61,6 +61,15 @@ pub(super) struct ControlPlane {
     stop: watch::Sender<bool>,
 }
 
+/// What clients owe the hub, and the hub somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owed {
+    /// Calls of methods without an answer.
+    pub(super) calls: usize,
+    /// Cloud-to-device messages without an outcome.
+    pub(super) commands: usize,
+}
+
 impl ControlPlane {
     /// Starts it for the hub with this identity.
     pub(super) fn start(
@@ -95,6 +104,24 @@ impl ControlPlane {
         });
         runtime.spawn(plane.clone().run(control, downward));
         plane
+    }
+
+    /// Takes no further calls, and no cloud-to-device messages; what is under way goes on.
+    pub(super) fn refuse(&self) {
+        self.methods.refuse();
+        self.commands.refuse();
+    }
+
+    /// What is under way.
+    pub(super) fn owed(&self) -> Owed {
+        // Of a call from the upstream, the answer is owed until the upstream's side has it.
+        let of_upstream = CALLS_MAX - self.calls.available_permits();
+        Owed { calls: of_upstream.max(self.methods.under_way()), commands: self.commands.under_way() }
+    }
+
+    /// Whether a connection owes something.
+    pub(super) fn owes(&self, identity: &Identity, connection: u64) -> bool {
+        self.methods.is_asked(identity, connection) || self.commands.has_some(identity)
     }
 
     /// Ends its tasks.
@@ -132,7 +159,7 @@ impl ControlPlane {
         let work = async {
             self.twins.restore().await;
             tokio::join!(
-                self.subscriptions.tell(&control),
+                self.subscriptions.tell(&control, |identity| self.twins.in_place(identity)),
                 self.twins.clone().wake_due(),
                 self.twins.clone().wake_linked(),
                 self.hear(downward),

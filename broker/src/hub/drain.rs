@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Hub;
+use super::control::Owed;
 use crate::backend::{CloseReason, Command, Mailbox};
 use crate::dispatch::split_queue_name;
 use crate::identity::Identity;
-use crate::upstream::UpstreamState;
 
-/// A queue that gets no answer for this long has nobody who would give one; waiting longer only makes the stop late.
+/// A queue that gets no answer for this long has nobody who would give one; waiting longer only makes the stop late. So it
+/// is with messages from the cloud, which come again. The caller of a method waits for an answer that comes once.
 const STALLED: Duration = Duration::from_secs(5);
 /// Pause between two looks at the queues.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
@@ -22,25 +23,28 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 pub struct Remainder {
     /// Messages that stay stored, by queue; empty queues are left out.
     pub queues: BTreeMap<String, u64>,
-    /// Whether everything that could be delivered was.
+    /// Whether everything that could be delivered was, and everything answered.
     pub complete: bool,
 }
 
 impl Hub {
     /// No message is accepted from here on: clients that only publish are closed, new ones are refused, and one that
-    /// takes messages may go on until it publishes. Then what is queued for those who are there is delivered, until
+    /// takes messages, or owes the answer of a method or of a message from the cloud, may go on until it publishes. No
+    /// method is called any more. Then what is queued for those who are there is delivered, and answers come in, until
     /// nothing is left, nothing moves, or the limit ends.
     pub async fn drain(&self, limit: Duration) -> Remainder {
         let end = Instant::now() + limit;
         self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.control.refuse();
         let clients = self.inner.clients.iter();
         let open: Vec<(Identity, u64, Mailbox)> =
             clients.map(|entry| (entry.key().clone(), entry.connection, entry.mailbox.clone())).collect();
         // Looked at when no guard of the other map is held.
-        let consumes =
-            |identity: &Identity, connection| self.inner.presence.is_taken_by(identity, connection);
-        let publishers =
-            open.into_iter().filter(|(identity, connection, _)| !consumes(identity, *connection));
+        let is_busy = |identity: &Identity, connection| {
+            self.inner.presence.is_taken_by(identity, connection)
+                || self.inner.control.owes(identity, connection)
+        };
+        let publishers = open.into_iter().filter(|(identity, connection, _)| !is_busy(identity, *connection));
         let closing = async {
             for (_, _, mailbox) in publishers {
                 // A connection that is gone already has no use for the command.
@@ -48,17 +52,19 @@ impl Hub {
             }
         };
         let _ = timeout(limit, closing).await;
-        let (mut last, mut moved_at) = (self.settled(), Instant::now());
+        let progress = || (self.settled(), self.inner.control.owed());
+        let (mut last, mut moved_at) = (progress(), Instant::now());
         let complete = loop {
-            if self.deliverable() == 0 {
+            let (now, current) = (Instant::now(), progress());
+            let (_, owed) = current;
+            if owed == (Owed { calls: 0, commands: 0 }) && self.deliverable() == 0 {
                 break true;
             }
-            let now = Instant::now();
-            let settled = self.settled();
-            if settled != last {
-                (last, moved_at) = (settled, now);
+            if current != last {
+                (last, moved_at) = (current, now);
             }
-            if now >= end || now.duration_since(moved_at) >= STALLED {
+            let stalled = owed.calls == 0 && now.duration_since(moved_at) >= STALLED;
+            if now >= end || stalled {
                 break false;
             }
             sleep(LOOK_PAUSE).await;
@@ -76,14 +82,16 @@ impl Hub {
     /// Messages whose receiver is there.
     fn deliverable(&self) -> u64 {
         let routing = self.inner.dispatch.routing();
-        let up = self.upstream().is_some_and(|status| {
-            matches!(status.borrow().state, UpstreamState::Up | UpstreamState::Throttled)
-        });
+        let up = self.upstream().is_some_and(|status| status.borrow().state.is_up());
+        let targets = self.inner.targets_up();
         let edge = self.inner.edge_device.device_id();
         let is_there = |endpoint: &str| {
             let plan = routing.plans().iter().find(|plan| *plan.endpoint.id == *endpoint);
             match plan.map(|plan| &plan.endpoint.sink) {
                 Some(edgehub_routing::Sink::Upstream) => up,
+                Some(edgehub_routing::Sink::UpstreamTarget(target)) => {
+                    targets.iter().any(|other| other.as_str() == &**target)
+                }
                 Some(edgehub_routing::Sink::ModuleInput { module, .. }) => {
                     Identity::module(edge, module).is_ok_and(|module| self.inner.presence.is_there(&module))
                 }

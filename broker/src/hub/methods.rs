@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -66,15 +67,19 @@ pub enum InvokeError {
     /// Too many calls wait already.
     #[error("too many calls wait for an answer; come again")]
     Busy,
+    /// The hub takes no calls any more.
+    #[error("the hub is stopping; call again when it is back")]
+    Stopping,
 }
 
 impl InvokeError {
-    /// Its status as in HTTP: 404, 504 or 429.
+    /// Its status as in HTTP: 404, 504, 429 or 503.
     pub fn status(&self) -> u16 {
         match self {
             InvokeError::NotFound(_) => 404,
             InvokeError::TimedOut(_) | InvokeError::Disconnected(_) => 504,
             InvokeError::Busy => 429,
+            InvokeError::Stopping => 503,
         }
     }
 
@@ -98,6 +103,8 @@ pub(super) struct Methods {
     calls: Arc<Calls>,
     /// Calls that wait for their client to connect.
     lines: Mutex<AHashMap<Identity, Arc<Line>>>,
+    /// No call is taken any more.
+    stopping: AtomicBool,
 }
 
 /// Those who wait for one client. They call one after the other, in the order in which they came.
@@ -125,7 +132,23 @@ impl Methods {
             subscriptions,
             calls: Arc::default(),
             lines: Mutex::default(),
+            stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Takes no further calls; those that are under way go on.
+    pub(super) fn refuse(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Calls that clients have not answered.
+    pub(super) fn under_way(&self) -> usize {
+        self.calls.under_way()
+    }
+
+    /// Whether a connection owes an answer.
+    pub(super) fn is_asked(&self, identity: &Identity, connection: u64) -> bool {
+        self.calls.is_asked(identity, connection)
     }
 
     pub(super) fn serve_own(&self, name: &str, method: OwnMethod) {
@@ -192,6 +215,9 @@ impl Methods {
 
     async fn call(&self, invocation: Invocation) -> Result<MethodAnswer, InvokeError> {
         let Invocation { caller: _, target, name, payload, connect_timeout, response_timeout } = invocation;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(InvokeError::Stopping);
+        }
         if target == self.own {
             return self.call_own(&name, payload, response_timeout).await;
         }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Hub;
 use crate::dispatch::split_queue_name;
 use crate::upstream::UpstreamStatus;
+use crate::upstream::targets::TargetStatus;
 
 /// The state of a hub at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +18,9 @@ pub struct Status {
     pub clients: Vec<ClientStatus>,
     /// The way up; absent without one.
     pub upstream: Option<UpstreamStatus>,
+    /// The ways to targets of their own at the upstream, by target; absent without any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstream_targets: Vec<TargetStatus>,
     /// The level at which publishers are acknowledged.
     pub durability: &'static str,
     /// All queues, detached ones included.
@@ -137,6 +141,7 @@ impl Hub {
             device: self.inner.edge_device.to_string(),
             clients,
             upstream: self.upstream().map(|status| status.borrow().clone()),
+            upstream_targets: self.inner.target_statuses(),
             durability: self.inner.store.durability_level(),
             queues,
             dead_letters: DeadLetterStatus {
@@ -164,6 +169,7 @@ impl Hub {
             self.observe_queue(&queue, now);
         }
         let ledger = store.hub_ledger();
+        gauge!("edgehub_clock_skew_seconds").set(store.wall_skew_ms() as f64 / 1_000.0);
         gauge!("edgehub_ledger_gap").set(ledger.gap() as f64);
         gauge!("edgehub_dead_letters").set(ledger.dead_letters().queued() as f64);
         let age = self.dead_letter_age(&ledger, now).unwrap_or_default();

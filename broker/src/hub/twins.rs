@@ -173,6 +173,12 @@ impl Twins {
 
     /// What an identity wants of the upstream is in place.
     pub(super) fn linked(&self, identity: &Identity) {
+        self.subscriptions.linked(identity);
+        self.in_place(identity);
+    }
+
+    /// The twin of an identity may have to be compared.
+    pub(super) fn in_place(&self, identity: &Identity) {
         self.linked.push(identity);
     }
 

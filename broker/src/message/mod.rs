@@ -6,6 +6,7 @@ mod record;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::identity::Identity;
@@ -62,13 +63,20 @@ pub struct Message {
     pub properties: Properties,
     /// The body, unchanged.
     pub body: Bytes,
+    /// When it is not to be sent any more, set for each delivery; not part of the stored message.
+    pub expires_at: Option<Instant>,
 }
 
 impl Message {
     /// A message as a head makes it; the id is new.
     pub fn new(sender: Arc<Sender>, properties: Properties, body: Bytes) -> Self {
         let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
-        Self { sender, id, properties, body }
+        Self { sender, id, properties, body, expires_at: None }
+    }
+
+    /// Whether it is not to be sent any more at this time.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
     }
 
     /// The output of the module that sent it (`$.on`), if it named one.

@@ -11,6 +11,9 @@ const INLINE_MAX: usize = 8;
 /// Most properties of one message. A message with more is malformed.
 pub const PROPERTIES_MAX: usize = 1_024;
 
+/// Room for the text of properties that are copied; more grows.
+const COPY_ROOM_BYTES: usize = 128;
+
 macro_rules! system_properties {
     ($($(#[$doc:meta])* $variant:ident = $tag:literal, $name:literal;)*) => {
         /// A system property of a message, under the hub's internal name for it.
@@ -211,28 +214,34 @@ impl Properties {
         properties: impl IntoIterator<Item = (PropertyName<'a>, &'a str, PropertyKind)>,
     ) -> Self {
         let mut text = String::new();
-        let mut spans = Vec::new();
+        let mut spans: SmallVec<[Span; INLINE_MAX]> = SmallVec::new();
         for (name, value, kind) in properties {
-            let name_start = text.len();
-            let system = match name {
-                PropertyName::System(property) => Some(property),
-                PropertyName::Application(name) => {
-                    text.push_str(name);
-                    None
-                }
+            let (system, name) = match name {
+                PropertyName::System(property) => (Some(property), ""),
+                PropertyName::Application(name) => (None, name),
             };
+            text.reserve((name.len() + value.len()).max(COPY_ROOM_BYTES * usize::from(text.is_empty())));
+            let name_start = text.len();
+            text.push_str(name);
             let value_start = text.len();
             text.push_str(value);
-            spans.push((system, name_start..value_start, value_start..text.len(), kind));
-        }
-        let mut builder = PropertiesBuilder::over(Bytes::from(text.into_bytes()));
-        for (system, name, value, kind) in spans {
-            match system {
-                Some(property) => builder.system(property, value, false),
-                None => builder.typed(name, value, kind),
+            if text.len() > u32::MAX as usize {
+                return Self::default();
+            }
+            let span = Span {
+                system,
+                null: false,
+                kind: if system.is_some() { PropertyKind::Text } else { kind },
+                name_start: name_start as u32,
+                name_len: name.len() as u32,
+                value_start: value_start as u32,
+                value_len: value.len() as u32,
+            };
+            if !put_span(&mut spans, span, text.as_bytes()) {
+                return Self::default();
             }
         }
-        builder.finish().unwrap_or_default()
+        Self { source: Bytes::from(text.into_bytes()), spans }
     }
 
     /// Number of properties.
@@ -421,20 +430,24 @@ impl PropertiesBuilder {
             value_start: value.start as u32,
             value_len: value.len() as u32,
         };
-        let same = properties.spans.iter().position(|old| {
-            old.system == system
-                && (system.is_some()
-                    || properties.source[old.name_start as usize..(old.name_start + old.name_len) as usize]
-                        == properties.source[name.clone()])
-        });
-        match same {
-            Some(index) => properties.spans[index] = span,
-            None if properties.spans.len() == PROPERTIES_MAX => {
-                self.failed.get_or_insert(PropertiesError::TooMany);
-            }
-            None => properties.spans.push(span),
+        if !put_span(&mut properties.spans, span, &properties.source) {
+            self.failed.get_or_insert(PropertiesError::TooMany);
         }
     }
+}
+
+/// Adds a property over `source`, in the place of an older one of its name; false when there are too many.
+fn put_span(spans: &mut SmallVec<[Span; INLINE_MAX]>, span: Span, source: &[u8]) -> bool {
+    let name = |span: &Span| &source[span.name_start as usize..(span.name_start + span.name_len) as usize];
+    let same = spans
+        .iter()
+        .position(|old| old.system == span.system && (span.system.is_some() || name(old) == name(&span)));
+    match same {
+        Some(index) => spans[index] = span,
+        None if spans.len() == PROPERTIES_MAX => return false,
+        None => spans.push(span),
+    }
+    true
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ impl Message {
             }
         }
         let properties = builder.finish().map_err(|_| RecordError::Damaged("property text"))?;
-        Ok(Message { sender, id, properties, body: record.slice(reader.at..) })
+        Ok(Message { sender, id, properties, body: record.slice(reader.at..), expires_at: None })
     }
 }
 

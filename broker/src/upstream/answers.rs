@@ -27,35 +27,46 @@ pub(super) const DELIVERIES_MAX: usize = 4_096;
 /// little.
 const CALL_SECS_MAX: u64 = 630;
 
-/// Something that is no longer owed.
+/// Something that is no longer owed. `C` names a call, `D` a message, as their protocol does.
 #[derive(Debug)]
-pub(super) enum Paid {
+pub(super) enum Paid<C, D> {
     /// A method was answered.
-    Call(LaneId, MessageId, MethodAnswer),
+    Call(LaneId, C, MethodAnswer),
     /// A call got no answer.
     Silence,
     /// What became of a cloud-to-device message.
-    Delivery(DeliveryId, Outcome),
+    Delivery(D, Outcome),
     /// The hub said nothing about a cloud-to-device message: it stays as it is.
     Unsettled,
 }
 
-type Owed = Pin<Box<dyn Future<Output = Paid> + Send>>;
+type Owed<C, D> = Pin<Box<dyn Future<Output = Paid<C, D>> + Send>>;
 
 /// The answers that one connection waits for.
-#[derive(Default)]
-pub(super) struct Answers {
-    owed: FuturesUnordered<Owed>,
+pub(super) struct Answers<C = MessageId, D = DeliveryId> {
+    owed: FuturesUnordered<Owed<C, D>>,
     /// Calls that wait for an answer, or whose answer waits for its link.
     calls: usize,
     deliveries: usize,
     /// What was answered, and waits to be worked through.
-    paid: VecDeque<Paid>,
+    paid: VecDeque<Paid<C, D>>,
     /// Answers of methods that wait for their link.
-    waiting: AHashMap<LaneId, VecDeque<(MessageId, MethodAnswer)>>,
+    waiting: AHashMap<LaneId, VecDeque<(C, MethodAnswer)>>,
 }
 
-impl Answers {
+impl<C, D> Default for Answers<C, D> {
+    fn default() -> Self {
+        Self {
+            owed: FuturesUnordered::new(),
+            calls: 0,
+            deliveries: 0,
+            paid: VecDeque::new(),
+            waiting: AHashMap::new(),
+        }
+    }
+}
+
+impl<C: Send + 'static, D: Send + 'static> Answers<C, D> {
     /// Whether another call can be waited for.
     pub(super) fn has_room_for_call(&self) -> bool {
         self.calls < CALLS_MAX
@@ -70,7 +81,7 @@ impl Answers {
     pub(super) fn expect_call(
         &mut self,
         lane: LaneId,
-        correlation: MessageId,
+        correlation: C,
         answer: oneshot::Receiver<MethodAnswer>,
     ) {
         self.calls += 1;
@@ -83,7 +94,7 @@ impl Answers {
     }
 
     /// Waits for the outcome of a message.
-    pub(super) fn expect_delivery(&mut self, delivery: DeliveryId, outcome: oneshot::Receiver<Outcome>) {
+    pub(super) fn expect_delivery(&mut self, delivery: D, outcome: oneshot::Receiver<Outcome>) {
         self.deliveries += 1;
         self.owed.push(Box::pin(async move {
             match outcome.await {
@@ -107,29 +118,32 @@ impl Answers {
     }
 
     /// The next that was answered.
-    pub(super) fn next(&mut self) -> Option<Paid> {
+    pub(super) fn next(&mut self) -> Option<Paid<C, D>> {
         self.paid.pop_front()
     }
 
     /// An answer waits for the link of its identity.
-    pub(super) fn wait(&mut self, lane: LaneId, correlation: MessageId, answer: MethodAnswer) {
+    pub(super) fn wait(&mut self, lane: LaneId, correlation: C, answer: MethodAnswer) {
         self.waiting.entry(lane).or_default().push_back((correlation, answer));
     }
 
-    /// Sends the answers of an identity that wait, as far as the link's credit goes.
+    /// The session of an identity is gone: answers that waited for its link go nowhere.
+    pub(super) fn forget(&mut self, lane: LaneId) {
+        self.calls -= self.waiting.remove(&lane).map_or(0, |waiting| waiting.len());
+    }
+
+    /// Sends the answers of an identity that wait by way of `send`.
     ///
     /// # Errors
-    /// Why the link takes no more now.
-    pub(super) fn send(
+    /// The first of `send` but for answers that are too large: those go nowhere.
+    pub(super) fn send_by(
         &mut self,
         lane: LaneId,
-        link: LinkId,
-        engine: &mut Connection,
+        mut send: impl FnMut(&C, &MethodAnswer) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
         while let Some((correlation, answer)) = self.waiting.get_mut(&lane).and_then(VecDeque::pop_front) {
-            let payload = convert::method_response(&correlation, &answer);
-            match engine.send(link, payload, SendOptions { settled: true, ..SendOptions::default() }) {
-                Ok(_) => self.calls -= 1,
+            match send(&correlation, &answer) {
+                Ok(()) => self.calls -= 1,
                 Err(SendError::TooLarge { limit_bytes }) => {
                     self.calls -= 1;
                     tracing::warn!(
@@ -147,9 +161,23 @@ impl Answers {
         self.waiting.remove(&lane);
         Ok(())
     }
+}
 
-    /// The session of an identity is gone: answers that waited for its link go nowhere.
-    pub(super) fn forget(&mut self, lane: LaneId) {
-        self.calls -= self.waiting.remove(&lane).map_or(0, |waiting| waiting.len());
+impl Answers {
+    /// Sends the answers of an identity that wait, as far as the link's credit goes.
+    ///
+    /// # Errors
+    /// Why the link takes no more now.
+    pub(super) fn send(
+        &mut self,
+        lane: LaneId,
+        link: LinkId,
+        engine: &mut Connection,
+    ) -> Result<(), SendError> {
+        self.send_by(lane, |correlation, answer| {
+            let payload = convert::method_response(correlation, answer);
+            let options = SendOptions { settled: true, ..SendOptions::default() };
+            engine.send(link, payload, options).map(|_| ())
+        })
     }
 }

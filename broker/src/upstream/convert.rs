@@ -19,7 +19,7 @@ use crate::message::{
 };
 
 /// The one interface id that is passed on: security messages.
-const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
+pub(super) const SECURITY_INTERFACE: &str = "urn:azureiot:Security:SecurityAgent:1";
 
 /// Room for the sections in front of a body; larger ones grow.
 const HEAD_BYTES: usize = 256;
@@ -34,7 +34,7 @@ const RECEIVED_BYTES_MAX: u64 = 1 << 20;
 const RECEIVED_CREDIT: u32 = 50;
 
 /// Longest name of a method, in bytes.
-const METHOD_NAME_BYTES_MAX: usize = 1_024;
+pub(super) const METHOD_NAME_BYTES_MAX: usize = 1_024;
 
 /// A link of an identity: `chain` is its auth chain, `channel` the same for all links of its session.
 pub(super) fn link(
@@ -186,7 +186,9 @@ pub(super) fn settlement(outcome: backend::Outcome) -> Outcome {
             let text = "the protocol of the device cannot carry it";
             Outcome::Rejected(Some(Error::new(Condition::NOT_IMPLEMENTED, text)))
         }
-        backend::Outcome::Released | backend::Outcome::NotOffered => Outcome::Released,
+        backend::Outcome::Released | backend::Outcome::NotOffered | backend::Outcome::Expired => {
+            Outcome::Released
+        }
     }
 }
 
@@ -203,7 +205,7 @@ pub(crate) fn payload<'a>(messages: impl ExactSizeIterator<Item = &'a Message>) 
 /// The sender is not in the message: it is the identity of the link. Output, ids and marks of this hub stay here.
 fn encode(message: &Message) -> Payload {
     let sent = |property| message.properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
-    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    let mut encoder = MessageEncoder::for_at_once(HEAD_BYTES);
     let component = sent(SystemProperty::ComponentName).map(|text| ("dt-subject", Value::String(text)));
     let interface = sent(SystemProperty::InterfaceId)
         .filter(|text| text.as_str() == SECURITY_INTERFACE)

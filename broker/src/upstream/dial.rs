@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 
 use super::UpstreamOptions;
 use super::failure::{Failure, UpstreamCause};
-use crate::dial::{DialError, Target, UpstreamStream, addresses, amqp_by};
+use crate::dial::{DialError, Target, UpstreamStream, addresses, stream_by};
 
 /// Addresses of one name that are tried at most.
 const ADDRESSES_MAX: usize = 8;
@@ -34,12 +34,13 @@ pub(super) async fn dial(options: &UpstreamOptions, avoid: Option<SocketAddr>) -
     for (at, address) in found.iter().copied().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(found.len() - at).unwrap_or(1);
-        let connected = timeout(share, amqp_by(target, &options.transport, Some(address))).await;
+        let connected =
+            timeout(share, stream_by(target, &options.transport, options.carried(), Some(address))).await;
         failure = match connected {
             Ok(Ok(stream)) => return Ok(Dialled { stream, address }),
             Ok(Err(error)) => Failure::new(cause(&error), format!("{error} ({address})")),
             Err(_) => {
-                let text = format!("no connection within {share:?} to {host} ({address})");
+                let text = format!("no connection within {share:.1?} to {host} ({address})");
                 Failure::new(UpstreamCause::Connect, text)
             }
         };

@@ -23,14 +23,17 @@ pub(crate) use super::lane::{Chunk, Place};
 use crate::delivery::{Backoff, BackoffOptions, Queued};
 use crate::identity::Identity;
 
-/// Messages that all lanes hold together.
+/// Messages that the lanes of all ways up hold together.
 pub(crate) const HELD_MESSAGES_MAX: usize = 4_096;
 
-/// Bytes of records that all lanes hold together; one message more may exceed it.
+/// Bytes of records that the lanes of all ways up hold together; one message more of each may exceed it.
 pub(crate) const HELD_BYTES_MAX: usize = 16 << 20;
 
-/// Transfers of one lane without an answer.
+/// Transfers of one lane without an answer, unless the protocol allows for more.
 pub(crate) const LANE_TRANSFERS_MAX: usize = 16;
+
+/// Answered transfers after which one more may be under way, when there were fewer.
+const WIDEN_TRANSFERS: usize = 16;
 
 /// Largest sum of message sizes in one transfer.
 const CHUNK_BYTES_MAX: usize = 262_144;
@@ -48,7 +51,14 @@ pub(crate) struct Lanes {
     in_flight: usize,
     /// When lanes are to be read again, in order of time.
     wakes: BTreeSet<(Instant, LaneId)>,
+    held_messages_max: usize,
+    held_bytes_max: usize,
     batch_max: usize,
+    transfers_max: usize,
+    /// Transfers of one lane that may be without an answer at present.
+    window: usize,
+    /// Transfers that were answered since that became more or less.
+    answered: usize,
     backoff: BackoffOptions,
 }
 
@@ -75,19 +85,37 @@ impl Lanes {
             held_bytes: 0,
             in_flight: 0,
             wakes: BTreeSet::new(),
+            held_messages_max: HELD_MESSAGES_MAX,
+            held_bytes_max: HELD_BYTES_MAX,
             batch_max: batch_max.max(1),
+            transfers_max: LANE_TRANSFERS_MAX,
+            window: LANE_TRANSFERS_MAX,
+            answered: 0,
             backoff,
         }
     }
 
+    /// The same for one of so many ways up, which share the bounds in equal parts, so that none waits for the room that
+    /// another one takes.
+    pub(crate) fn one_of(mut self, ways: usize) -> Self {
+        self.held_messages_max = (HELD_MESSAGES_MAX / ways.max(1)).max(1);
+        self.held_bytes_max = (HELD_BYTES_MAX / ways.max(1)).max(1);
+        self
+    }
+
+    /// The same with another number of transfers of one lane without an answer.
+    pub(crate) fn with_transfers_max(self, transfers_max: usize) -> Self {
+        Self { transfers_max, window: transfers_max, ..self }
+    }
+
     /// How many more messages may be read, 0 when the lanes are full.
     pub(crate) fn room(&self) -> usize {
-        if self.room_bytes() == 0 { 0 } else { HELD_MESSAGES_MAX.saturating_sub(self.held.len()) }
+        if self.room_bytes() == 0 { 0 } else { self.held_messages_max.saturating_sub(self.held.len()) }
     }
 
     /// How many more bytes of records may be read.
     pub(crate) fn room_bytes(&self) -> usize {
-        HELD_BYTES_MAX.saturating_sub(self.held_bytes)
+        self.held_bytes_max.saturating_sub(self.held_bytes)
     }
 
     /// Messages that are held, sent or not.
@@ -144,7 +172,7 @@ impl Lanes {
     pub(crate) fn is_ready(&self, lane: LaneId) -> bool {
         let lane = &self.lanes[lane.0];
         let alone = lane.pending.front().is_some_and(|queued| queued.alone);
-        let transfers_max = if alone { 1 } else { LANE_TRANSFERS_MAX };
+        let transfers_max = if alone { 1 } else { self.window };
         !lane.pending.is_empty() && lane.set_aside.is_empty() && lane.sent.len() < transfers_max
     }
 
@@ -226,6 +254,7 @@ impl Lanes {
             lane.take_up();
         }
         self.in_flight -= 1;
+        self.widen();
         self.forget(&chunk.messages);
         self.read_again_if_due(id, now);
         Some(chunk)
@@ -309,6 +338,24 @@ impl Lanes {
         self.in_flight = 0;
     }
 
+    /// The connection ended in the place of an answer: with fewer transfers under way, fewer are sent
+    /// twice when it does so again.
+    pub(crate) fn narrow(&mut self) {
+        if self.in_flight > 0 {
+            self.window = (self.window / 2).max(1);
+            self.answered = 0;
+        }
+    }
+
+    /// A transfer was answered: after some of them, one more may be under way.
+    fn widen(&mut self) {
+        self.answered += 1;
+        if self.answered >= WIDEN_TRANSFERS && self.window < self.transfers_max {
+            self.window += 1;
+            self.answered = 0;
+        }
+    }
+
     /// The lane of an identity, whether it ever sends anything or not.
     pub(crate) fn lane_of(&mut self, sender: &Identity) -> LaneId {
         if let Some(id) = self.by_sender.get(sender) {
@@ -354,272 +401,4 @@ impl Lanes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::{Message, Origin, Properties, Sender};
-    use bytes::Bytes;
-    use edgehub_storage::{Entry, Offset, Ttl};
-    use std::sync::Arc;
-
-    fn queued(sender: &str, offset: u64) -> Queued {
-        queued_at(0, sender, offset)
-    }
-
-    fn queued_at(level: u32, sender: &str, offset: u64) -> Queued {
-        let sender =
-            Sender { identity: Identity::parse(sender).unwrap(), origin: Origin::Downstream, model_id: None };
-        let message = Message::new(Arc::new(sender), Properties::empty(), Bytes::new());
-        let entry = Entry {
-            offset: Offset::new(offset),
-            bytes: message.to_record(),
-            accepted_at: StoreTime::default(),
-            ttl: Ttl::Infinite,
-        };
-        Queued {
-            lane: level as usize,
-            level,
-            rank: level,
-            alone: false,
-            priority: level.to_string().into(),
-            entry,
-            message,
-        }
-    }
-
-    fn offsets<'a>(messages: impl IntoIterator<Item = &'a Queued>) -> Vec<u64> {
-        messages.into_iter().map(|queued| queued.entry.offset.get()).collect()
-    }
-
-    #[test]
-    fn messages_go_in_chunks_and_come_back_settled_in_order() {
-        let mut lanes = Lanes::new(2, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        for offset in 1..5 {
-            assert_eq!(lanes.push(queued("a", offset), now), Some(lane));
-        }
-        assert_eq!(offsets(lanes.next_chunk(lane)), [0, 1]);
-        lanes.sent(lane, 2, now);
-        lanes.sent(lane, 2, now);
-        assert_eq!(offsets(lanes.next_chunk(lane)), [4]);
-        assert_eq!(offsets(&lanes.settled(lane, now).unwrap().messages), [0, 1]);
-        assert_eq!(lanes.held(), 3);
-        assert_eq!(lanes.in_flight(), 1);
-    }
-
-    #[test]
-    fn a_parked_lane_holds_nothing_and_is_read_again_while_others_go_on() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let bad = lanes.push(queued("bad", 3), now).unwrap();
-        let good = lanes.push(queued("good", 4), now).unwrap();
-        lanes.sent(bad, 1, now);
-        let pause = lanes.park(bad, now);
-        assert_eq!(lanes.push(queued("bad", 5), now), None);
-        assert_eq!(lanes.held(), 1);
-        assert!(lanes.wake(now).is_empty());
-        assert_eq!(lanes.wake(now + pause), [(0, Offset::new(3))]);
-        assert_eq!(lanes.push(queued("bad", 3), now), Some(bad));
-        assert_eq!(lanes.push(queued("good", 4), now), None, "already held");
-        assert_eq!(lanes.push(queued("bad", 5), now), Some(bad));
-        assert_eq!(offsets(lanes.next_chunk(good)), [4]);
-        assert_eq!(offsets(lanes.next_chunk(bad)), [3, 5]);
-    }
-
-    #[test]
-    fn a_refused_chunk_goes_again_one_by_one() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        for offset in 1..4 {
-            lanes.push(queued("a", offset), now);
-        }
-        lanes.sent(lane, 3, now);
-        lanes.sent(lane, 1, now);
-        lanes.push(queued("a", 4), now);
-        lanes.set_aside(lane);
-        assert!(!lanes.is_ready(lane), "what was sent behind it is answered first");
-        assert_eq!(offsets(&lanes.settled(lane, now).unwrap().messages), [3]);
-        for offset in 0..3 {
-            assert!(lanes.is_ready(lane));
-            assert_eq!(offsets(lanes.next_chunk(lane)), [offset]);
-            lanes.sent(lane, 1, now);
-            assert!(offset == 2 || !lanes.is_ready(lane), "one at a time");
-            lanes.settled(lane, now);
-        }
-        lanes.push(queued("a", 5), now);
-        assert_eq!(offsets(lanes.next_chunk(lane)), [4, 5], "together again");
-    }
-
-    #[test]
-    fn what_was_set_aside_when_the_lane_fails_is_read_again() {
-        let mut lanes = Lanes::new(2, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        for offset in 1..5 {
-            lanes.push(queued("a", offset), now);
-        }
-        lanes.sent(lane, 2, now);
-        lanes.sent(lane, 2, now);
-        lanes.set_aside(lane);
-        let pause = lanes.park(lane, now);
-        assert_eq!((lanes.held(), lanes.in_flight()), (0, 0));
-        assert_eq!(lanes.wake(now + pause), [(0, Offset::new(0))]);
-    }
-
-    #[test]
-    fn a_more_urgent_message_ends_the_pause_of_those_that_failed_and_an_equal_one_does_not() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued_at(5, "a", 0), now).unwrap();
-        lanes.sent(lane, 1, now);
-        lanes.park(lane, now);
-        assert_eq!(lanes.push(queued_at(5, "a", 1), now), None);
-        assert_eq!(lanes.push(queued_at(7, "a", 0), now), None);
-        assert!(lanes.wake(now).is_empty());
-        assert_eq!(lanes.push(queued_at(2, "a", 0), now), None);
-        let mut places = lanes.wake(now);
-        places.sort_unstable();
-        assert_eq!(places, [(2, Offset::new(0)), (5, Offset::new(0)), (7, Offset::new(0))]);
-        assert_eq!(lanes.push(queued_at(2, "a", 0), now), Some(lane));
-        lanes.park(lane, now);
-        assert_eq!(lanes.push(queued_at(2, "a", 1), now), None);
-        assert!(lanes.wake(now).is_empty(), "it failed as well");
-    }
-
-    #[test]
-    fn a_message_of_the_guaranteed_share_goes_first_and_overtakes_none_of_its_queue() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued_at(1, "a", 0), now).unwrap();
-        lanes.push(queued_at(5, "a", 0), now);
-        lanes.push(queued_at(5, "a", 1), now);
-        lanes.push(Queued { rank: 1, ..queued_at(5, "a", 2) }, now);
-        lanes.push(queued_at(1, "a", 1), now);
-        let mut order = Vec::new();
-        while lanes.rank(lane).is_some() {
-            let chunk: Vec<(u32, u64)> =
-                lanes.next_chunk(lane).map(|queued| (queued.level, queued.entry.offset.get())).collect();
-            lanes.discard(lane, chunk.len(), now);
-            order.push(chunk);
-        }
-        assert_eq!(order, [vec![(1, 0)], vec![(5, 0)], vec![(1, 1)], vec![(5, 1), (5, 2)]]);
-    }
-
-    #[test]
-    fn what_expires_while_it_waits_is_taken_out() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        for offset in 1..4 {
-            let mut queued = queued("a", offset);
-            queued.entry.ttl = Ttl::Millis(if offset == 2 { 10 } else { 20 });
-            lanes.push(queued, now);
-        }
-        let at = StoreTime::default().checked_add_millis(15).unwrap();
-        assert_eq!(offsets(&lanes.expire(at, now)), [2]);
-        assert_eq!(offsets(lanes.next_chunk(lane)), [0, 1, 3]);
-        assert_eq!(lanes.held(), 3);
-    }
-
-    #[test]
-    fn a_reset_forgets_everything() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        lanes.sent(lane, 1, now);
-        lanes.park(lane, now);
-        lanes.reset();
-        assert_eq!((lanes.held(), lanes.in_flight(), lanes.next_wake()), (0, 0, None));
-        assert_eq!(lanes.push(queued("a", 0), now), Some(lane));
-    }
-
-    #[test]
-    fn after_a_reset_every_lane_takes_and_sends_what_it_had_in_any_state() {
-        let mut lanes = Lanes::new(2, BackoffOptions::default());
-        let now = Instant::now();
-        let sent = lanes.push(queued("sent", 0), now).unwrap();
-        for _ in 0..LANE_TRANSFERS_MAX {
-            lanes.sent(sent, lanes.next_chunk(sent).count(), now);
-        }
-        let aside = lanes.push(queued("aside", 1), now).unwrap();
-        lanes.sent(aside, 1, now);
-        lanes.push(queued("aside", 2), now).unwrap();
-        lanes.sent(aside, 1, now);
-        lanes.set_aside(aside);
-        let waits = lanes.push(queued("waits", 3), now).unwrap();
-        let parked = lanes.push(queued("parked", 4), now).unwrap();
-        lanes.park(parked, now);
-        assert!([sent, aside, parked].iter().all(|lane| !lanes.is_ready(*lane)));
-        lanes.reset();
-        assert_eq!((lanes.held(), lanes.in_flight(), lanes.parked()), (0, 0, 0));
-        assert_eq!(lanes.room_bytes(), HELD_BYTES_MAX);
-        for (lane, sender, offset) in
-            [(sent, "sent", 0), (aside, "aside", 1), (waits, "waits", 3), (parked, "parked", 4)]
-        {
-            assert_eq!(lanes.push(queued(sender, offset), now), Some(lane));
-            assert!(lanes.is_ready(lane), "{sender}");
-            assert_eq!(offsets(lanes.next_chunk(lane)), [offset], "{sender}");
-        }
-    }
-
-    #[test]
-    fn an_urgent_message_goes_before_what_waits_and_behind_what_is_as_urgent() {
-        let mut lanes = Lanes::new(10, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued_at(5, "a", 0), now).unwrap();
-        lanes.push(queued_at(5, "a", 1), now);
-        lanes.push(queued_at(1, "a", 0), now);
-        lanes.push(queued_at(1, "a", 1), now);
-        let places = |lanes: &Lanes| -> Vec<(u32, u64)> {
-            lanes.next_chunk(lane).map(|queued| (queued.level, queued.entry.offset.get())).collect()
-        };
-        assert_eq!(places(&lanes), [(1, 0), (1, 1)], "one priority in a transfer");
-        lanes.sent(lane, 2, now);
-        assert_eq!(places(&lanes), [(5, 0), (5, 1)]);
-        lanes.sent(lane, 2, now);
-        lanes.push(queued_at(1, "a", 2), now);
-        lanes.push(queued_at(5, "a", 2), now);
-        lanes.set_aside(lane);
-        lanes.set_aside(lane);
-        for place in [(1, 0), (1, 1), (1, 2), (5, 0), (5, 1), (5, 2)] {
-            assert_eq!(places(&lanes)[0], place);
-            lanes.sent(lane, 1, now);
-            lanes.settled(lane, now);
-        }
-    }
-
-    #[test]
-    fn a_lane_on_probation_takes_one_transfer_and_has_the_rest_read_again_after_its_success() {
-        let mut lanes = Lanes::new(2, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        let pause = lanes.park(lane, now);
-        let now = now + pause;
-        assert_eq!(lanes.wake(now), [(0, Offset::new(0))]);
-        for offset in 0..5 {
-            assert_eq!(lanes.push(queued("a", offset), now).is_some(), offset < 2);
-        }
-        lanes.sent(lane, 2, now);
-        assert_eq!(lanes.push(queued("a", 5), now), None, "nothing overtakes what was left out");
-        lanes.settled(lane, now);
-        assert_eq!(lanes.push(queued("a", 6), now), None);
-        assert_eq!(lanes.wake(now), [(0, Offset::new(2))]);
-        for offset in 2..7 {
-            assert_eq!(lanes.push(queued("a", offset), now), Some(lane));
-        }
-    }
-
-    #[test]
-    fn a_lane_on_probation_whose_messages_all_expired_is_read_again() {
-        let mut lanes = Lanes::new(1, BackoffOptions::default());
-        let now = Instant::now();
-        let lane = lanes.push(queued("a", 0), now).unwrap();
-        let now = now + lanes.park(lane, now);
-        lanes.wake(now);
-        lanes.push(queued("a", 0), now);
-        lanes.push(queued("a", 1), now);
-        lanes.discard(lane, 1, now);
-        assert_eq!(lanes.wake(now), [(0, Offset::new(1))]);
-    }
-}
+mod tests;

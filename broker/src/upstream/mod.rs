@@ -1,4 +1,5 @@
-//! The way up: one AMQP 1.0 connection, a session with its links per identity, and the supervisor that keeps it alive.
+//! The way up: one AMQP 1.0 connection with a session and its links per identity, or an MQTT connection per identity, and
+//! the supervisor that keeps it alive. Each further target of another broker is a way of its own.
 //!
 //! One task owns all of it, so nothing is locked and nothing is handed over: it reads the queues of the upstream
 //! endpoint, sorts what it read into lanes (one per sender), sends what the links' credit allows, and settles what
@@ -14,7 +15,9 @@
 //! | --- | --- |
 //! | `supervisor` | the states connecting, up, throttled, backing off; the list of all deadlines |
 //! | `dial` | name look-up, the addresses in turn, TCP and TLS |
-//! | `uplink` | one connection: what arrives, and what does not |
+//! | `way` | the seam between the supervisor and both ways: `uplink` and `mqtt` |
+//! | `mqtt` | a connection per identity over MQTT |
+//! | `uplink` | one connection over AMQP: what arrives, and what does not |
 //! | `remote` | one identity on it: its session and links |
 //! | `watchdog` | who gets nowhere, and how far up to start anew |
 //! | `failure` | why a connection failed, in stable names |
@@ -28,8 +31,9 @@
 //! | `wants`, `outbox` | what identities want of the upstream, and what the hub is to hear |
 //! | `twins`, `answers` | requests that wait for the upstream, and answers that it waits for |
 //! | [`plain`] | another AMQP broker in the place of a hub |
+//! | [`targets`] | several addresses there: which route has which, and the way to each |
 //! | [`control`] | what the rest of the hub asks of the upstream for an identity, and hears from it |
-//! | `status` | what is shown of it |
+//! | `status`, `tell` | what is shown of it, and said of its identities |
 
 mod answers;
 pub mod control;
@@ -39,11 +43,14 @@ mod failure;
 mod fates;
 mod lane;
 mod lanes;
+mod mqtt;
 mod outbox;
 pub mod plain;
 mod remote;
 mod status;
 mod supervisor;
+pub mod targets;
+mod tell;
 mod tokens;
 mod turns;
 mod twins;
@@ -51,6 +58,7 @@ mod uplink;
 mod verdict;
 mod wants;
 mod watchdog;
+mod way;
 mod work;
 
 use std::sync::Arc;
@@ -67,6 +75,7 @@ use control::ControlPeer;
 pub use failure::UpstreamCause;
 pub use plain::UpstreamKind;
 pub use status::{UpstreamState, UpstreamStatus};
+use targets::Target;
 pub use watchdog::WatchdogStep;
 
 /// How the upstream is reached.
@@ -74,11 +83,13 @@ pub use watchdog::WatchdogStep;
 pub struct UpstreamOptions {
     /// What is up there.
     pub kind: UpstreamKind,
+    /// The target that this way leads to, if it is none but the one of all routes; see [`UpstreamOptions::way_to`].
+    pub target: Option<Target>,
     /// Host that is dialled: the parent, else the cloud hub. Also the TLS server name and the host of addresses.
     pub host: String,
-    /// Port that is dialled: 5671 as a rule, 443 for WebSockets.
+    /// Port that is dialled: 5671 as a rule, 8883 for MQTT, 443 for WebSockets.
     pub port: u16,
-    /// What carries AMQP.
+    /// What carries AMQP or MQTT.
     pub transport: Transport,
     /// Host of the cloud hub, in the names of tokens.
     pub hub_host: String,

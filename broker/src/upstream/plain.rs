@@ -10,12 +10,14 @@ use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 
-use super::UpstreamOptions;
-use super::convert;
+use super::lanes::LANE_TRANSFERS_MAX;
+use super::targets::RouteTargets;
+use super::{UpstreamOptions, convert, mqtt};
 use crate::amqp::{
     AttachOptions, ClientSasl, MessageEncoder, Outcome, Payload, ReceiverSettle, Role, Secret, SenderSettle,
     Terminus, Text, Value,
 };
+use crate::dial::Carried;
 use crate::identity::Identity;
 use crate::message::{Message, SystemProperty};
 
@@ -33,6 +35,8 @@ const HEAD_BYTES: usize = 384;
 pub enum UpstreamKind {
     /// The cloud hub or a parent hub: a token, a session and links for each identity.
     Hub,
+    /// The same over MQTT: a connection for each identity.
+    MqttHub,
     /// A broker that knows nothing of devices.
     Amqp(PlainAmqp),
 }
@@ -42,8 +46,10 @@ pub enum UpstreamKind {
 pub struct PlainAmqp {
     /// How the hub shows who it is.
     pub sasl: ClientSasl,
-    /// Where messages go.
+    /// Where messages go whose route has no target of its own.
     pub address: AddressTemplate,
+    /// The routes that have one.
+    pub targets: RouteTargets,
 }
 
 /// Where a broker is, as a URL says it: `amqps://user:password@host:port`, `amqp://` without TLS. `Debug` prints no
@@ -223,22 +229,38 @@ impl UpstreamOptions {
     /// How the hub shows who it is before the open.
     pub(super) fn sasl(&self) -> Option<ClientSasl> {
         match &self.kind {
-            UpstreamKind::Hub => None,
+            UpstreamKind::Hub | UpstreamKind::MqttHub => None,
             UpstreamKind::Amqp(plain) => Some(plain.sasl.clone()),
         }
     }
 
-    /// Messages in one transfer at most: only hubs know batches.
+    /// Messages in one transfer at most: only hubs know batches, and only over AMQP.
     pub(super) fn transfer_max(&self) -> usize {
         match self.kind {
             UpstreamKind::Hub => self.batch_max,
-            UpstreamKind::Amqp(_) => 1,
+            UpstreamKind::MqttHub | UpstreamKind::Amqp(_) => 1,
+        }
+    }
+
+    /// Transfers of one sender without an answer at most.
+    pub(super) fn transfers_max(&self) -> usize {
+        match self.kind {
+            UpstreamKind::MqttHub => mqtt::WINDOW,
+            UpstreamKind::Hub | UpstreamKind::Amqp(_) => LANE_TRANSFERS_MAX,
+        }
+    }
+
+    /// What its connections carry.
+    pub(super) fn carried(&self) -> Carried {
+        match self.kind {
+            UpstreamKind::MqttHub => Carried::Mqtt,
+            UpstreamKind::Hub | UpstreamKind::Amqp(_) => Carried::Amqp,
         }
     }
 
     /// Whether the upstream knows tokens, twins, methods and cloud-to-device messages.
     pub(super) fn is_hub(&self) -> bool {
-        matches!(self.kind, UpstreamKind::Hub)
+        matches!(self.kind, UpstreamKind::Hub | UpstreamKind::MqttHub)
     }
 
     /// One transfer's payload.
@@ -280,7 +302,7 @@ impl PlainAmqp {
 fn encode(message: &Message) -> Payload {
     let identity = &message.sender.identity;
     let sent = |property| message.properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
-    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
+    let mut encoder = MessageEncoder::for_at_once(HEAD_BYTES);
     let annotations = [
         ("iothub-connection-device-id", Some(identity.device_id().into())),
         ("iothub-connection-module-id", identity.module_id().map(Into::into)),

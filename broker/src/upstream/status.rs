@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::{Failure, UpstreamCause};
+use super::targets::Target;
 use super::watchdog::WatchdogStep;
 
 /// What the supervisor is doing.
@@ -22,6 +23,13 @@ pub enum UpstreamState {
     Throttled,
     /// Waiting before the next attempt.
     BackingOff,
+}
+
+impl UpstreamState {
+    /// Whether there is a connection that takes messages, or will after a pause.
+    pub fn is_up(self) -> bool {
+        matches!(self, UpstreamState::Up | UpstreamState::Throttled)
+    }
 }
 
 /// The way up at one moment.
@@ -70,12 +78,15 @@ pub(crate) struct Load<'a> {
 pub(crate) struct StatusBoard {
     sender: watch::Sender<UpstreamStatus>,
     hub_id: String,
+    /// The target, if it is one of several.
+    labels: Vec<(&'static str, String)>,
     offline_since: Option<Instant>,
 }
 
 impl StatusBoard {
     /// Starts offline: the time until the first contact counts too.
-    pub(crate) fn new(address: String, hub_id: String) -> Self {
+    pub(crate) fn new(address: String, hub_id: String, target: Option<&Target>) -> Self {
+        let labels: Vec<_> = target.map(|target| ("target", target.to_string())).into_iter().collect();
         let status = UpstreamStatus {
             address,
             state: UpstreamState::Connecting,
@@ -91,8 +102,8 @@ impl StatusBoard {
             parked_senders: 0,
             parked_identities: 0,
         };
-        gauge!("edgehub_upstream_connected").set(0.0);
-        Self { sender: watch::Sender::new(status), hub_id, offline_since: Some(Instant::now()) }
+        gauge!("edgehub_upstream_connected", &labels).set(0.0);
+        Self { sender: watch::Sender::new(status), hub_id, labels, offline_since: Some(Instant::now()) }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<UpstreamStatus> {
@@ -101,22 +112,22 @@ impl StatusBoard {
 
     /// The supervisor does something else now.
     pub(crate) fn enter(&mut self, state: UpstreamState, reason: &str) {
-        let up = matches!(state, UpstreamState::Up | UpstreamState::Throttled);
+        let up = state.is_up();
         match (up, self.offline_since) {
             (true, Some(since)) => {
                 self.offline_since = None;
-                histogram!("edgehub_offline_duration_seconds", "id" => self.hub_id.clone())
+                histogram!("edgehub_offline_duration_seconds", &self.labels_with("id", &self.hub_id))
                     .record(since.elapsed().as_secs_f64());
             }
             (false, None) => {
                 self.offline_since = Some(Instant::now());
-                counter!("edgehub_offline_count_total", "id" => self.hub_id.clone()).increment(1);
+                counter!("edgehub_offline_count_total", &self.labels_with("id", &self.hub_id)).increment(1);
             }
             (true, None) | (false, Some(_)) => {}
         }
-        gauge!("edgehub_upstream_connected").set(if up { 1.0 } else { 0.0 });
+        gauge!("edgehub_upstream_connected", &self.labels).set(if up { 1.0 } else { 0.0 });
         let throttled = state == UpstreamState::Throttled;
-        gauge!("edgehub_upstream_throttled").set(if throttled { 1.0 } else { 0.0 });
+        gauge!("edgehub_upstream_throttled", &self.labels).set(if throttled { 1.0 } else { 0.0 });
         self.sender.send_if_modified(|status| {
             if status.state == state && status.reason == reason {
                 return false;
@@ -132,7 +143,8 @@ impl StatusBoard {
 
     /// The connection failed, or did not come about; the supervisor backs off.
     pub(crate) fn failed(&mut self, failure: &Failure) {
-        counter!("edgehub_upstream_failures_total", "reason" => failure.cause.as_str()).increment(1);
+        let labels = self.labels_with("reason", failure.cause.as_str());
+        counter!("edgehub_upstream_failures_total", &labels).increment(1);
         self.sender.send_modify(|status| {
             status.last_cause = Some(failure.cause);
             status.failures += 1;
@@ -141,11 +153,17 @@ impl StatusBoard {
         self.enter(UpstreamState::BackingOff, &failure.text);
     }
 
+    /// One more label before those of the way.
+    fn labels_with(&self, name: &'static str, value: &str) -> Vec<(&'static str, String)> {
+        std::iter::once((name, value.to_owned())).chain(self.labels.iter().cloned()).collect()
+    }
+
     /// How much is under way.
     pub(crate) fn load(&self, load: Load<'_>) {
-        gauge!("edgehub_upstream_inflight").set(load.in_flight as f64);
-        gauge!("edgehub_upstream_sessions").set(load.sessions as f64);
-        gauge!("edgehub_upstream_parked").set(load.parked_senders.max(load.parked_identities) as f64);
+        gauge!("edgehub_upstream_inflight", &self.labels).set(load.in_flight as f64);
+        gauge!("edgehub_upstream_sessions", &self.labels).set(load.sessions as f64);
+        gauge!("edgehub_upstream_parked", &self.labels)
+            .set(load.parked_senders.max(load.parked_identities) as f64);
         self.sender.send_if_modified(|status| {
             let before = (status.in_flight, status.held, status.sessions);
             let parked = (status.parked_senders, status.parked_identities);

@@ -29,13 +29,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::{ControlPeer, Request};
 use super::dial::dial;
-use super::failure::Failure;
+use super::failure::{Failure, UpstreamCause};
 use super::status::{Load, StatusBoard};
-use super::uplink::Uplink;
+use super::targets::Target;
+use super::way::Way;
 use super::work::Work;
 use super::{UpstreamOptions, UpstreamState, UpstreamStatus};
 use crate::delivery::{Backoff, Losses, QueueReader};
-use crate::dial::UpstreamStream;
 use crate::head::warn_limit::WarnLimit;
 
 /// Messages that one turn reads at most, so that the socket is looked at in between.
@@ -49,6 +49,10 @@ const LOOK_MILLIS_MAX: u64 = 500;
 
 /// A connection that lasted this long was good: the next pause is the shortest again.
 const GOOD_CONNECTION_SECS: u64 = 30;
+
+/// One on which requests were answered needs to last only as long as this many of the shortest pauses: every connection
+/// begins with requests, so answers alone do not tell it from one that ends at once, again and again.
+const WORKING_CONNECTION_PAUSES: u32 = 3;
 
 static READ_WARNINGS: WarnLimit = WarnLimit::new();
 
@@ -85,8 +89,10 @@ impl Supervisor {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let address = format!("{}:{}", options.host, options.port);
-        let board = StatusBoard::new(address, options.identity.to_string());
-        let work = Work::new(options.transfer_max(), options.backoff, control.downward);
+        let board = StatusBoard::new(address, options.identity.to_string(), options.target.as_ref());
+        let work = Work::new(options.transfer_max(), options.backoff, control.downward)
+            .with_transfers_max(options.transfers_max())
+            .to(options.target.as_ref(), options.ways());
         let backoff = Backoff::with(options.backoff);
         Self {
             options,
@@ -112,10 +118,15 @@ impl Supervisor {
                 End::Stopped => return,
                 End::Failed(failure) => failure,
             };
+            // A broker that closes for one transfer resets what it has not read, so that its close may be lost.
+            let cut = matches!(failure.cause, UpstreamCause::Closed | UpstreamCause::Lost);
+            if cut && !self.options.is_hub() {
+                self.work.lanes.narrow();
+            }
             self.work.reset();
             let pause = self.backoff.fail();
             tracing::warn!(
-                code = "EH5001", upstream = %self.options.host, cause = failure.cause.as_str(), reason = failure.text,
+                code = "EH5001", upstream = %self.options.host, to = self.options.target.as_ref().map(Target::as_str), cause = failure.cause.as_str(), reason = failure.text,
                 pause_secs = pause.as_secs_f32(), "The upstream is not reachable; messages are stored"
             );
             self.show_load(0);
@@ -148,12 +159,16 @@ impl Supervisor {
             Some(Err(failure)) => return End::Failed(failure),
             Some(Ok(dialled)) => dialled,
         };
-        let (stream, address) = (dialled.stream, dialled.address);
-        let mut uplink = Uplink::new(stream, self.options.clone(), self.store.clone(), self.losses.clone());
+        let address = dialled.address;
+        let (store, losses) = (self.store.clone(), self.losses.clone());
+        let mut uplink = Way::new(dialled, avoid, self.options.clone(), store, losses, &mut self.work);
         let mut up_since = None;
         let end = self.serve(&mut uplink, &mut up_since).await;
-        let lasted = |since: Instant| since.elapsed() >= Duration::from_secs(GOOD_CONNECTION_SECS);
-        if uplink.has_delivered() || up_since.is_some_and(lasted) {
+        let needed = match uplink.has_worked() {
+            true => self.options.backoff.first * WORKING_CONNECTION_PAUSES,
+            false => Duration::from_secs(GOOD_CONNECTION_SECS),
+        };
+        if uplink.has_delivered() || up_since.is_some_and(|since| since.elapsed() >= needed) {
             self.backoff.succeed();
         }
         self.avoid = match end {
@@ -167,12 +182,12 @@ impl Supervisor {
             let _ = timeout(self.options.operation_timeout, self.options.tokens.forget()).await;
         }
         if matches!(end, End::Stopped) {
-            uplink.close().await;
+            uplink.close(&self.work).await;
         }
         end
     }
 
-    async fn serve(&mut self, uplink: &mut Uplink<UpstreamStream>, up_since: &mut Option<Instant>) -> End {
+    async fn serve(&mut self, uplink: &mut Way, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
         let mut look = Instant::now() + look_every;
         // Whether there may be something to read, and whether reading failed since the last look.
@@ -193,7 +208,7 @@ impl Supervisor {
                 self.show(uplink, now);
             }
             if uplink.take_up() {
-                tracing::info!(upstream = %self.options.host, "Connected to the upstream");
+                tracing::info!(upstream = %self.options.host, to = self.options.target.as_ref().map(Target::as_str), "Connected to the upstream");
                 *up_since = Some(now);
                 self.board.enter(UpstreamState::Up, "");
                 self.work.outbox.up();
@@ -252,7 +267,7 @@ impl Supervisor {
                 may_wake = self.work.reader.as_ref().is_some_and(QueueReader::is_fresh);
             }
             // Last, so that nothing of this turn waits for the next one to be asked for.
-            if let Err(failure) = uplink.put_tokens(&self.work.lanes) {
+            if let Err(failure) = uplink.log_in(&mut self.work) {
                 return End::Failed(failure);
             }
             let wake = self.work.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
@@ -280,6 +295,8 @@ impl Supervisor {
                 received = self.requests.recv_many(&mut requests, REQUESTS_TURN_MAX), if listens => {
                     // The hub let go of its end: nobody asks any more.
                     listens = received > 0;
+                    // Whoever answers and leaves has answered.
+                    uplink.take_answered(&self.work);
                     requests.drain(..).for_each(|request| uplink.request(request, &mut self.work));
                 }
                 () = self.work.outbox.turn(), if !self.work.outbox.is_empty() => {}
@@ -288,7 +305,7 @@ impl Supervisor {
         }
     }
 
-    fn show(&mut self, uplink: &Uplink<UpstreamStream>, now: Instant) {
+    fn show(&mut self, uplink: &Way, now: Instant) {
         self.show_load(uplink.sessions());
         if let Some(reason) = uplink.throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);

@@ -232,14 +232,15 @@ impl Tokens {
         self.asked.remove(&id).map(|(holder, _)| holder)
     }
 
-    /// Fails when the upstream took too long.
-    pub(super) fn look(&self, now: Instant, limit: Duration) -> Result<(), Failure> {
+    /// Fails when the upstream took too long. Once it was `up`, nothing is wrong with tokens: nothing gets on.
+    pub(super) fn look(&self, now: Instant, limit: Duration, up: bool) -> Result<(), Failure> {
         let late = |since: Instant| now.duration_since(since) > limit;
+        let cause = if up { UpstreamCause::NoProgress } else { UpstreamCause::Token };
         if self.asked.values().any(|(_, since)| late(*since)) {
-            return Err(failed(format!("a token was not answered within {limit:?}")));
+            return Err(Failure::new(cause, format!("a token was not answered within {limit:?}")));
         }
         if self.starved_since.is_some_and(late) {
-            return Err(failed(format!("the token link gave no credit within {limit:?}")));
+            return Err(Failure::new(cause, format!("the token link gave no credit within {limit:?}")));
         }
         if self.signing.as_ref().is_some_and(|(_, since)| late(*since)) {
             return Err(failed(format!("the hub's own token was not made within {limit:?}")));

@@ -114,18 +114,34 @@ impl Twins {
         engine: &mut Connection,
         now: Instant,
     ) -> Result<(), SendError> {
+        self.send_by(lane, now, |ask| {
+            let (correlation, payload) = match ask {
+                Ask::Get(_) => convert::twin_get(),
+                Ask::Patch(patch, _) => convert::twin_patch(patch.clone()),
+                Ask::Notify => convert::twin_notify(),
+            };
+            let options = SendOptions { settled: true, ..SendOptions::default() };
+            engine.send(link, payload, options).map(|_| correlation)
+        })
+    }
+
+    /// The same by way of `send`, which gives the correlation id.
+    ///
+    /// # Errors
+    /// The first of `send` but for requests that are too large: those fail alone.
+    pub(super) fn send_by(
+        &mut self,
+        lane: LaneId,
+        now: Instant,
+        mut send: impl FnMut(&Ask) -> Result<String, SendError>,
+    ) -> Result<(), SendError> {
         while let Some((ask, _)) = self.waiting.get_mut(&lane).and_then(VecDeque::pop_front) {
             if ask.is_abandoned() {
                 self.done(lane);
                 continue;
             }
-            let (correlation, payload) = match &ask {
-                Ask::Get(_) => convert::twin_get(),
-                Ask::Patch(patch, _) => convert::twin_patch(patch.clone()),
-                Ask::Notify => convert::twin_notify(),
-            };
-            match engine.send(link, payload, SendOptions { settled: true, ..SendOptions::default() }) {
-                Ok(_) => {
+            match send(&ask) {
+                Ok(correlation) => {
                     self.asked.insert(correlation, (lane, ask, now));
                 }
                 Err(SendError::TooLarge { limit_bytes }) => {
@@ -148,14 +164,26 @@ impl Twins {
         let Ok(properties) = message.properties() else { return Answered::Stray };
         let body = message.body.data().unwrap_or_default();
         let Some(correlation) = properties.correlation_id else { return Answered::Desired(body) };
-        let key = correlation.to_string();
-        if self.asked.get(&key).is_none_or(|(asker, _, _)| *asker != lane) {
-            return Answered::Stray;
-        }
-        let Some((_, ask, _)) = self.asked.remove(&key) else { return Answered::Stray };
-        self.done(lane);
         let number = |name| message.annotation(name).ok().flatten().and_then(|value| value.as_i64());
         let status = number("status").and_then(|status| u16::try_from(status).ok()).unwrap_or(500);
+        let version = number("version").and_then(|version| u64::try_from(version).ok());
+        self.concluded(lane, &correlation.to_string(), status, version, body)
+    }
+
+    /// The request with this correlation id was answered.
+    pub(super) fn concluded(
+        &mut self,
+        lane: LaneId,
+        key: &str,
+        status: u16,
+        version: Option<u64>,
+        body: Bytes,
+    ) -> Answered {
+        if self.asked.get(key).is_none_or(|(asker, _, _)| *asker != lane) {
+            return Answered::Stray;
+        }
+        let Some((_, ask, _)) = self.asked.remove(key) else { return Answered::Stray };
+        self.done(lane);
         if (200..300).contains(&status) {
             return match ask {
                 // Whoever asked may have given up.
@@ -164,7 +192,6 @@ impl Twins {
                     Answered::Done
                 }
                 Ask::Patch(_, answer) => {
-                    let version = number("version").and_then(|version| u64::try_from(version).ok());
                     let _ = answer.send(Ok(version));
                     Answered::Done
                 }

@@ -12,7 +12,7 @@ mod telemetry;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
@@ -26,6 +26,8 @@ use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::{LaneId, Lanes};
 use super::remote::{Phase, Remote};
+use super::targets::Target;
+use super::tell;
 use super::tokens::{Holder, Tokens};
 use super::turns::Turns;
 use super::twins::Twins;
@@ -37,15 +39,12 @@ use crate::amqp::{
     Outcome, SessionId,
 };
 use crate::delivery::Losses;
-use crate::head::warn_limit::WarnLimit;
 
 /// A transfer without an answer for this many operation time-outs means that the link is dead.
 const ANSWER_TIMEOUTS: u32 = 2;
 
 /// A session without traffic and without wants for this long is ended; the next use opens it again.
 const IDLE_SECS: u64 = 3_600;
-
-static STALL_WARNINGS: WarnLimit = WarnLimit::new();
 
 /// One connection to the upstream.
 pub(super) struct Uplink<S> {
@@ -71,6 +70,8 @@ pub(super) struct Uplink<S> {
     up: bool,
     newly_up: bool,
     delivered: bool,
+    /// A request was answered, or something came from the cloud.
+    worked: bool,
     token_refused: bool,
     /// The watchdog wants another address of the name.
     other_address: bool,
@@ -112,6 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             up: false,
             newly_up: false,
             delivered: false,
+            worked: false,
             token_refused: false,
             other_address: false,
             throttled: None,
@@ -132,6 +134,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Whether a message was delivered.
     pub(super) fn has_delivered(&self) -> bool {
         self.delivered
+    }
+
+    /// Whether a request was answered, or something came from the cloud.
+    pub(super) fn has_worked(&self) -> bool {
+        self.worked
     }
 
     /// Whether the upstream refused the hub's own token.
@@ -175,10 +182,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     }
 
     /// Closes the connection in order.
-    pub(super) async fn close(mut self) {
+    pub(super) async fn close(mut self, work: &Work) {
+        self.take_answered(work);
         self.driver.connection().close(None, std::time::Instant::now());
         // The process ends anyway; what the peer has not read by now it will see as a lost connection.
         let _ = self.driver.shutdown().await;
+    }
+
+    /// Sends what the hub has answered by now, before anything else is done that the answers could fall victim to.
+    pub(super) fn take_answered(&mut self, work: &Work) {
+        // The next turn waits for what is not there yet.
+        let _ = self.answers.poll(&mut Context::from_waker(Waker::noop()));
+        self.take_paid(work);
     }
 
     /// Works through what arrived.
@@ -275,7 +290,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             let text = format!("the hub's own token was not answered within {:?}", 2 * limit);
             return Err(Failure::new(UpstreamCause::Token, text));
         }
-        self.tokens.look(now, limit)?;
+        self.tokens.look(now, limit, self.up)?;
         let mut late: Vec<(LaneId, Stall)> = Vec::new();
         let (mut idle, mut lacking) = (Vec::new(), Vec::new());
         for (lane, remote) in &self.remotes {
@@ -338,12 +353,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     ) -> Result<(), Failure> {
         let step = work.watchdog.stalled(lane, stall, now);
         let identity = work.identity(lane);
-        if let Some(others) = STALL_WARNINGS.admit() {
-            tracing::warn!(
-                code = "EH5008", %identity, step = step.as_str(), reason = stall.as_str(), others,
-                "Nothing gets on with the upstream; it is started anew from here"
-            );
-        }
+        tell::stalled(identity, self.to(), stall, step);
         match (step, stall) {
             (WatchdogStep::Link, Stall::TwinUnanswered) => {
                 self.close_link(lane, LinkKind::TwinRequests);
@@ -403,6 +413,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             },
         }
         Ok(())
+    }
+
+    /// The target that the connection is for, if it is one of several.
+    fn to(&self) -> Option<&str> {
+        self.options.target.as_ref().map(Target::as_str)
     }
 
     /// The upstream asked for a pause. That counts until a message is delivered, or the next attempt had its time.

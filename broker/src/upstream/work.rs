@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use super::control::{ControlError, Downward, Request};
 use super::lanes::{LaneId, Lanes};
 use super::outbox::Outbox;
+use super::targets::Target;
 use super::twins::Ask;
 use super::wants::Wants;
 use super::watchdog::Watchdog;
@@ -32,6 +33,18 @@ impl Work {
             outbox: Outbox::new(hub),
             watchdog: Watchdog::default(),
         }
+    }
+
+    /// The same for one of several ways up, to this target.
+    pub(super) fn to(mut self, target: Option<&Target>, ways: usize) -> Self {
+        self.lanes = self.lanes.one_of(ways);
+        self.sent = SentMetrics::new("upstream", target.map_or("", Target::as_str));
+        self
+    }
+
+    /// The same with another number of transfers of one sender without an answer.
+    pub(super) fn with_transfers_max(self, transfers_max: usize) -> Self {
+        Self { lanes: self.lanes.with_transfers_max(transfers_max), ..self }
     }
 
     /// The connection is gone: all is read again, and all that is wanted is asked for again.

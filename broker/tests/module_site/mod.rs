@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::backend::{
-    Backend, Command, Credentials, Deliveries, Login, LoginError, Outcome, Protocol, PublishError, Settler,
-    Target,
+    Backend, Command, CommandReceiver, Credentials, Deliveries, Login, LoginError, Mailbox, Outcome,
+    Protocol, PublishError, Settler, Target,
 };
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::hub::{
@@ -20,7 +20,6 @@ use edgehub_routing::{HubConfig, OverflowPolicy};
 use edgehub_storage::clock::ManualTimeSource;
 use edgehub_storage::{DeadLetter, ReadLimit, Store, StoreLimits, StoreOptions};
 use serde_json::json;
-use tokio::sync::mpsc;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -91,13 +90,13 @@ pub(crate) fn to_filter() -> HubConfig {
 
 pub(crate) struct Module {
     pub(crate) client: HubClient,
-    pub(crate) mailbox: mpsc::Receiver<Command>,
-    sender: mpsc::Sender<Command>,
+    pub(crate) mailbox: CommandReceiver,
+    sender: Mailbox,
 }
 
 impl Module {
     /// The way to the module's connection.
-    pub(crate) fn client_mailbox(&self) -> mpsc::Sender<Command> {
+    pub(crate) fn client_mailbox(&self) -> Mailbox {
         self.sender.clone()
     }
 }
@@ -108,7 +107,7 @@ pub(crate) fn nothing() -> Deliveries {
 }
 
 pub(crate) async fn connect(hub: &Hub, identity: &str) -> Module {
-    let (sender, mailbox) = mpsc::channel(64);
+    let (sender, mailbox) = Mailbox::channel(64);
     let login = Login {
         identity: Identity::parse(identity).unwrap(),
         credentials: Credentials::None,

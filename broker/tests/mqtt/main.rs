@@ -9,4 +9,5 @@ mod control;
 mod decisions;
 mod differential;
 mod mock;
+mod slow;
 mod vectors;

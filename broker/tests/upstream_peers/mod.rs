@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test program uses a part of it
 
+pub(crate) mod broker;
 pub(crate) mod cloud;
 pub(crate) mod faults;
 pub(crate) mod foreign;
@@ -15,7 +16,7 @@ use edgehub_broker::amqp::{
     Message, Options, Outcome, PutToken, Role, SendOptions, parse_batch,
 };
 use edgehub_broker::head::amqp::{AmqpLimits, serve};
-use edgehub_broker::head::mqtt::Peer;
+use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
@@ -98,6 +99,20 @@ impl Server {
             let peer =
                 Peer { address: None, certificates: Vec::new(), accepted_at: tokio::time::Instant::now() };
             serve(stream, recording, AmqpLimits::default(), peer, std::future::pending())
+        })
+        .await
+    }
+
+    /// The hub's own MQTT head.
+    pub(crate) async fn mqtt_head(port: u16, tls: Arc<rustls::ServerConfig>, recording: Recording) -> Self {
+        Self::start(port, tls, move |stream| {
+            let recording = recording.clone();
+            let peer =
+                Peer { address: None, certificates: Vec::new(), accepted_at: tokio::time::Instant::now() };
+            async move {
+                let stop = std::future::pending();
+                let _ = mqtt::serve(stream, recording, MqttLimits::default(), peer, stop).await;
+            }
         })
         .await
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgehub_broker::backend::{Backend, Credentials, Login, Protocol};
+use edgehub_broker::backend::{Backend, Credentials, Login, Mailbox, Protocol};
 use edgehub_broker::delivery::{BackoffOptions, Losses, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{
-    Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
+    Applied, Authenticating, Authenticator, ControlOptions, Hub, HubClient, HubOptions, LedgerStatus,
 };
 use edgehub_broker::identity::{
     Authentication, Identity, ScopeCache, ServiceIdentity, Status, SymmetricKey, TokenSource,
@@ -66,6 +66,7 @@ pub(crate) struct Knobs {
     pub(crate) senders: usize,
     pub(crate) lower_share_percent: u8,
     pub(crate) backoff: BackoffOptions,
+    pub(crate) kind: UpstreamKind,
 }
 
 impl Default for Knobs {
@@ -76,6 +77,7 @@ impl Default for Knobs {
             senders: 0,
             lower_share_percent: 0,
             backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
+            kind: UpstreamKind::Hub,
         }
     }
 }
@@ -95,7 +97,8 @@ pub(crate) fn upstream_options(
     let scope = Arc::new(scope);
     let key = SymmetricKey::from_bytes(*b"0123456789abcdef0123456789abcdef").unwrap();
     let options = UpstreamOptions {
-        kind: UpstreamKind::Hub,
+        kind: knobs.kind.clone(),
+        target: None,
         host: "localhost".into(),
         port,
         transport: Transport::Tls,
@@ -115,7 +118,7 @@ pub(crate) fn upstream_options(
     (options, scope)
 }
 
-fn memory_store() -> (Store, Arc<ManualTimeSource>) {
+pub(crate) fn memory_store() -> (Store, Arc<ManualTimeSource>) {
     let time = Arc::new(ManualTimeSource::new(1_800_000_000_000));
     (Store::open(StoreOptions { time: time.clone(), ..StoreOptions::memory() }).unwrap(), time)
 }
@@ -150,8 +153,18 @@ impl Plane {
 }
 
 pub(crate) fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> Site {
-    let (store, time) = memory_store();
     let (upstream, scope) = upstream_options(port, tls, knobs);
+    let site = site_on(memory_store(), upstream, scope);
+    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
+    site
+}
+
+/// A hub without routes on a store, which may be that of an earlier one.
+pub(crate) fn site_on(
+    (store, time): (Store, Arc<ManualTimeSource>),
+    upstream: UpstreamOptions,
+    scope: Arc<ScopeCache>,
+) -> Site {
     let options = HubOptions {
         edge_device: identity("edge1"),
         clients_max: 10_000,
@@ -162,23 +175,23 @@ pub(crate) fn site(port: u16, tls: Arc<rustls::ClientConfig>, knobs: &Knobs) -> 
         limits: StoreLimits::default(),
     };
     let hub = Hub::start(options, store, Arc::new(Trusting), tokio::runtime::Handle::current());
-    let site = Site { hub, scope, time };
-    site.apply(json!({ "up": "FROM /messages/* INTO $upstream" }));
-    site
+    Site { hub, scope, time }
 }
 
 impl Site {
-    pub(crate) fn apply(&self, routes: serde_json::Value) {
+    pub(crate) fn apply(&self, routes: serde_json::Value) -> Applied {
         let config = HubConfig::parse(&json!({
             "schemaVersion": "1.1",
             "routes": routes,
             "storeAndForwardConfiguration": { "timeToLiveSecs": 3600 }
         }));
-        assert!(self.hub.apply(&config.unwrap()).unwrap().is_complete());
+        let applied = self.hub.apply(&config.unwrap()).unwrap();
+        assert!(applied.is_complete());
+        applied
     }
 
     pub(crate) async fn connect(&self, sender: &str) -> HubClient {
-        let (mailbox, _) = mpsc::channel(64);
+        let (mailbox, _) = Mailbox::channel(64);
         let login = Login {
             identity: identity(sender),
             credentials: Credentials::None,
@@ -206,6 +219,14 @@ impl Site {
             })
             .collect();
         self.hub.publish(client, messages).await.unwrap().await.unwrap();
+    }
+
+    /// Publishes a message of `body_bytes`, with a property of `escapes` bytes that MQTT escapes.
+    pub(crate) async fn publish_large(&self, client: &mut HubClient, body_bytes: usize, escapes: usize) {
+        let text = "/".repeat(escapes);
+        let properties = Properties::copied_from([(PropertyName::Application("level"), text.as_str())]);
+        let message = Message::new(self.hub.sender(client), properties, Bytes::from(vec![b'1'; body_bytes]));
+        self.hub.publish(client, vec![message]).await.unwrap().await.unwrap();
     }
 
     /// The account of a queue; nothing may be unexplained anywhere.

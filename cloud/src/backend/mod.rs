@@ -2,6 +2,7 @@
 //! plane of connected clients.
 
 mod courier;
+mod fault;
 mod invoke;
 
 use std::collections::HashMap;
@@ -17,18 +18,20 @@ use edgehub_broker::identity::{ClientTrust, Identity, Status, Verdict, unix_now_
 use edgehub_broker::message::{MESSAGE_BYTES_MAX, Message, Origin, Sender};
 use edgehub_broker::method::Calls;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::cloud_to_device::{CloudToDevice, NewMessage, SendError};
 use crate::registry::Registry;
 use crate::telemetry::{Appended, TelemetryLog};
 use crate::twin::{ChangeMode, Twin, TwinChange, TwinStore, TwinStoreError};
 
+pub use fault::FAULT_SECS_MAX;
 pub use invoke::InvokeError;
 
 use courier::{Courier, Errands};
+use fault::{DETACHING_MAX, Fault, Throttling};
 
 /// Stored MQTT sessions.
 pub const SESSIONS_MAX: usize = 10_000;
@@ -57,6 +60,8 @@ struct Shared {
     sessions: Mutex<HashMap<Identity, Bytes>>,
     /// Changes when a client begins to take methods.
     methods_taken: watch::Sender<()>,
+    throttling: Throttling,
+    detaching: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +129,27 @@ impl Shared {
         }
     }
 
+    /// Does what a message of a client asked for.
+    fn fail_with(self: &Arc<Self>, client: &CloudClient, fault: Fault) {
+        let identity = client.sender.identity.clone();
+        tracing::info!(%identity, ?fault, "A message asks for a fault");
+        match fault {
+            Fault::Throttle { delay, duration } => self.throttling.start(Instant::now(), delay, duration),
+            Fault::Detach { delay } => {
+                let Ok(waiting) = self.detaching.clone().try_acquire_owned() else { return };
+                let shared = self.clone();
+                tokio::spawn(async move {
+                    let _waiting = waiting;
+                    sleep(delay).await;
+                    let ended = shared.clients.lock().connected.remove(&identity);
+                    if let Some(connection) = ended {
+                        shared.ended(&identity, connection, Some(CloseReason::Kicked));
+                    }
+                });
+            }
+        }
+    }
+
     fn is_current(&self, identity: &Identity, number: u64) -> bool {
         self.clients.lock().connected.get(identity).is_some_and(|connection| connection.number == number)
     }
@@ -155,6 +181,8 @@ impl CloudBackend {
             clients: Mutex::default(),
             sessions: Mutex::default(),
             methods_taken: watch::Sender::new(()),
+            throttling: Throttling::default(),
+            detaching: Arc::new(Semaphore::new(DETACHING_MAX)),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -380,10 +408,15 @@ impl Backend for CloudBackend {
 
     async fn publish(
         &self,
-        _client: &mut CloudClient,
+        client: &mut CloudClient,
         messages: Vec<Message>,
     ) -> Result<Appended, PublishError> {
-        self.shared.telemetry.append(&messages).await
+        if self.shared.throttling.is_on(Instant::now()) {
+            return Err(PublishError::Full("throttled, as a message asked for".into()));
+        }
+        let appended = self.shared.telemetry.append(&messages).await?;
+        messages.iter().filter_map(Fault::of).for_each(|fault| self.shared.fail_with(client, fault));
+        Ok(appended)
     }
 
     fn subscribe(&self, client: &mut CloudClient, feature: Feature, on: bool) {

@@ -1,10 +1,9 @@
 use edgehub_broker::backend::{
-    Credentials, Deliveries, DesiredPatch, MAILBOX_COMMANDS_MAX, Outcome, Protocol, Target, TwinOperation,
-    TwinReply,
+    CommandReceiver, Credentials, Deliveries, DesiredPatch, MAILBOX_COMMANDS_MAX, Outcome, Protocol, Target,
+    TwinOperation, TwinReply,
 };
 use edgehub_broker::identity::{SymmetricKey, TokenSource};
-use edgehub_broker::message::Properties;
-use tokio::sync::mpsc;
+use edgehub_broker::message::{Properties, PropertyName};
 
 use super::*;
 use crate::cloud_to_device::{Ack, FeedbackStatus};
@@ -41,7 +40,7 @@ impl Site {
         identity: &str,
         chain: Option<&str>,
         signer: &str,
-    ) -> (Result<CloudClient, LoginError>, mpsc::Receiver<Command>) {
+    ) -> (Result<CloudClient, LoginError>, CommandReceiver) {
         let key: SymmetricKey =
             self.registry.cache().get(&id(signer)).unwrap().keys().next().unwrap().clone();
         let token = TokenSource::new("hub1.example.net", &id(signer), Arc::new(key));
@@ -54,7 +53,7 @@ impl Site {
             protocol: Protocol::Amqp,
             peer: None,
         };
-        let (mailbox, commands) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+        let (mailbox, commands) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
         (self.backend.login(login, mailbox).await, commands)
     }
 }
@@ -106,7 +105,31 @@ async fn what_is_published_is_in_the_log_when_the_commit_resolves() {
     assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 2);
 }
 
-async fn next(commands: &mut mpsc::Receiver<Command>) -> Command {
+#[tokio::test]
+async fn a_message_asks_for_a_fault() {
+    let site = site();
+    let (client, mut commands) = site.login("solo", None, "solo").await;
+    let mut client = client.unwrap();
+    let sender = site.backend.sender(&client);
+    let asks = |kind: &str| {
+        let properties = [
+            (PropertyName::Application("AzIoTHub_FaultOperationType"), kind),
+            (PropertyName::Application("AzIoTHub_FaultOperationDurationInSecs"), "3600"),
+        ];
+        vec![Message::new(sender.clone(), Properties::copied_from(properties), "x".into())]
+    };
+    // The message that asks is taken; those after it are not.
+    for kind in ["KillTcp", "InvokeThrottling"] {
+        site.backend.publish(&mut client, asks(kind)).await.unwrap().await.unwrap();
+    }
+    let refused = site.backend.publish(&mut client, asks("KillAmqpD2CLink")).await;
+    assert!(matches!(refused, Err(PublishError::Full(_))));
+    site.backend.shared.throttling.start(Instant::now(), Duration::ZERO, Duration::ZERO);
+    site.backend.publish(&mut client, asks("KillAmqpD2CLink")).await.unwrap().await.unwrap();
+    assert!(matches!(next(&mut commands).await, Command::Close(CloseReason::Kicked)));
+}
+
+async fn next(commands: &mut CommandReceiver) -> Command {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, commands.recv()).await.expect("a command in time").expect("a command")
 }
@@ -242,7 +265,7 @@ async fn messages_wait_for_the_device_and_are_offered_until_settled() {
     let (client, mut commands) = site.login("solo", None, "solo").await;
     let mut first = client.unwrap();
     site.backend.subscribe(&mut first, Feature::CloudToDevice, true);
-    let deliveries = async |commands: &mut mpsc::Receiver<Command>| {
+    let deliveries = async |commands: &mut CommandReceiver| {
         let Command::Deliver(deliveries) = next(commands).await else { panic!("no delivery") };
         assert_eq!(deliveries.target, Target::Device);
         deliveries

@@ -137,7 +137,8 @@ impl Queue {
             Outcome::Accepted => self.end(place, FeedbackStatus::Success, now),
             Outcome::Rejected | Outcome::NotConvertible => self.end(place, FeedbackStatus::Rejected, now),
             Outcome::Released => self.unlock(place, now),
-            Outcome::NotOffered => {
+            // The next look at the queue finds what has expired.
+            Outcome::NotOffered | Outcome::Expired => {
                 let waiting = &mut self.waiting[place];
                 waiting.lock = None;
                 waiting.deliveries = waiting.deliveries.saturating_sub(1);

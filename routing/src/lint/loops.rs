@@ -52,7 +52,7 @@ pub(super) fn lints(routes: &[Subject<'_>]) -> Vec<(usize, Lint)> {
 fn module<'r>(route: &'r Subject<'_>) -> Option<(&'r str, Span)> {
     match &route.sink {
         Sink::ModuleInput { module, .. } => Some((module, route.syntax.sink_span)),
-        Sink::Upstream => None,
+        Sink::Upstream | Sink::UpstreamTarget(_) => None,
     }
 }
 

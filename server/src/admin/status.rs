@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use edgehub_broker::configuration::Origin;
 use edgehub_broker::hub::{Hub, Status};
-use edgehub_broker::upstream::UpstreamState;
+use edgehub_broker::upstream::{UpstreamState, UpstreamStatus};
 use edgehub_routing::DEFAULT_PRIORITY;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -56,6 +56,9 @@ pub struct StatusAnswer {
     pub configuration: ConfigurationState,
     /// The way up; `null` without one.
     pub upstream: Option<UpstreamAnswer>,
+    /// The ways to targets of their own there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstream_targets: Vec<TargetAnswer>,
     /// Open connections and their limit.
     pub clients: ClientCount,
     /// All queues, in the order of their making.
@@ -115,6 +118,16 @@ pub struct UpstreamAnswer {
     pub held: u64,
     /// Senders that are parked after a failure of their own.
     pub parked_senders: u64,
+}
+
+/// The way to a target of its own at the upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetAnswer {
+    /// The target.
+    pub target: String,
+    /// The way there.
+    #[serde(flatten)]
+    pub way: UpstreamAnswer,
 }
 
 /// Open connections and their limit.
@@ -199,7 +212,8 @@ impl StatusAnswer {
             uptime_ms: uptime.map(|uptime| u64::try_from(uptime).unwrap_or_default()),
             health: site.map(|site| site.pages.health()),
             configuration: configuration(hub, site),
-            upstream: upstream(&status),
+            upstream: status.upstream.as_ref().map(way),
+            upstream_targets: targets(&status),
             clients: ClientCount { connected: status.clients.len() as u64, max: hub.clients_max() as u64 },
             queues: queues(&status),
             dead_letters: DeadLettersState {
@@ -237,6 +251,9 @@ impl StatusAnswer {
         }
         line("configuration", self.configuration.text());
         line("upstream", self.upstream.as_ref().map_or("none".into(), UpstreamAnswer::text));
+        for target in &self.upstream_targets {
+            line("", format!("to {}: {}", target.target, target.way.text()));
+        }
         line("clients", format!("{} of at most {}", self.clients.connected, self.clients.max));
         line("store", self.store.text());
         let oldest = self.dead_letters.oldest_age_secs;
@@ -369,8 +386,12 @@ fn configuration(hub: &Hub, site: Option<&Site>) -> ConfigurationState {
     }
 }
 
-fn upstream(status: &Status) -> Option<UpstreamAnswer> {
-    let upstream = status.upstream.as_ref()?;
+fn targets(status: &Status) -> Vec<TargetAnswer> {
+    let each = status.upstream_targets.iter();
+    each.map(|status| TargetAnswer { target: status.target.to_string(), way: way(&status.way) }).collect()
+}
+
+fn way(upstream: &UpstreamStatus) -> UpstreamAnswer {
     let state = match upstream.state {
         UpstreamState::Connecting => "connecting",
         UpstreamState::Up => "up",
@@ -378,7 +399,7 @@ fn upstream(status: &Status) -> Option<UpstreamAnswer> {
         UpstreamState::BackingOff => "backing_off",
     };
     let since = i64::try_from(upstream.since_unix_secs).unwrap_or(i64::MAX);
-    Some(UpstreamAnswer {
+    UpstreamAnswer {
         address: upstream.address.clone(),
         state: state.to_owned(),
         since: OffsetDateTime::from_unix_timestamp(since).map(shown).unwrap_or_default(),
@@ -387,7 +408,7 @@ fn upstream(status: &Status) -> Option<UpstreamAnswer> {
         in_flight: upstream.in_flight as u64,
         held: upstream.held as u64,
         parked_senders: upstream.parked_senders as u64,
-    })
+    }
 }
 
 fn queues(status: &Status) -> Vec<QueueState> {

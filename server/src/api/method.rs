@@ -160,7 +160,10 @@ fn failed(error: InvokeError) -> Refused {
         InvokeError::TimedOut(target) => {
             format!("Timed out waiting for device to respond to method request to {target}")
         }
-        InvokeError::NotFound(_) | InvokeError::Disconnected(_) | InvokeError::Busy => error.to_string(),
+        InvokeError::NotFound(_)
+        | InvokeError::Disconnected(_)
+        | InvokeError::Busy
+        | InvokeError::Stopping => error.to_string(),
     };
     Refused::new(status, message)
 }

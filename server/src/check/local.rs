@@ -5,7 +5,7 @@ use std::path::Path;
 use edgehub_routing::{HubConfig, OwnedRouteSpec, RouteTable, lint};
 use edgehub_storage::{OpenError, StoreReader};
 use rustls::client::verify_server_name;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
 use time::OffsetDateTime;
 
@@ -36,11 +36,21 @@ pub(super) fn certificates(settings: &Settings) -> Checked {
     {
         return error(fault.to_string());
     }
-    if let Some(host) = &settings.hub.own_host
-        && let Err(text) = covers(&files.certificate, host.as_str())
-    {
-        return error(text);
+    if let Some(host) = &settings.hub.own_host {
+        let chain = match load_certificates("server certificate", &files.certificate) {
+            Ok(chain) => chain,
+            Err(fault) => return error(fault.to_string()),
+        };
+        if let Err(text) = covers(&chain, host.as_str()) {
+            return error(text);
+        }
     }
+    in_time(&certificate)
+}
+
+/// Whether a server certificate is in time, and for how long.
+pub(super) fn in_time(certificate: &ServerCertificate) -> Checked {
+    const CHECK: &str = "certificates";
     let Some(validity) = certificate.validity() else {
         return Checked::new(
             CHECK,
@@ -50,14 +60,15 @@ pub(super) fn certificates(settings: &Settings) -> Checked {
     };
     match watch::of_certificate(&validity, OffsetDateTime::now_utc()) {
         None => Checked::new(CHECK, Verdict::Ok, format!("valid until {}", validity.not_after)),
-        Some(condition) if condition.code == ConditionCode::CertificateInvalid => error(condition.hint),
+        Some(condition) if condition.code == ConditionCode::CertificateInvalid => {
+            Checked::new(CHECK, Verdict::Error, condition.hint)
+        }
         Some(condition) => Checked::new(CHECK, Verdict::Warning, condition.hint),
     }
 }
 
-/// Whether the server certificate is for the name under which clients reach the hub.
-fn covers(file: &Path, host: &str) -> Result<(), String> {
-    let chain = load_certificates("server certificate", file).map_err(|fault| fault.to_string())?;
+/// Whether a server certificate, leaf first, is for the name under which clients reach the hub.
+pub(super) fn covers(chain: &[CertificateDer<'static>], host: &str) -> Result<(), String> {
     let Some(first) = chain.first() else { return Ok(()) };
     let parsed = ParsedCertificate::try_from(first)
         .map_err(|fault| format!("the server certificate cannot be read: {fault}"))?;

@@ -1,19 +1,22 @@
-//! Owns the checks beyond this machine: names, TLS of the upstream, and the clock beside that of the upstream.
+//! Owns the checks beyond this machine: names, the ways to the upstream, and the clock beside that of the upstream.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use edgehub_broker::dial::{self, Carried, DialError, HttpProxy, Target, Transport, authority};
+use edgehub_broker::upstream::UpstreamKind;
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Checked, Verdict};
-use crate::certificate::upstream_config;
+use crate::certificate::{UpstreamTrust, load_bundle};
+use crate::hub::{WayUp, way_up};
 use crate::settings::Settings;
 
 /// Longest part of an answer that is read for its date, in bytes.
@@ -29,36 +32,79 @@ const EARLIEST_UNIX_SECS: i64 = 1_735_689_600;
 pub(super) struct Reached {
     /// Names that must be known.
     pub(super) names: Checked,
-    /// The upstream's AMQP port.
-    pub(super) amqp: Checked,
+    /// The port on which messages go up.
+    pub(super) messages: Checked,
     /// Its HTTPS port.
     pub(super) https: Checked,
     /// What time it is there.
     pub(super) upstream_time: Option<OffsetDateTime>,
 }
 
-/// Asks the network; each step has the limit.
-pub(super) async fn reach(settings: &Settings, limit: Duration) -> Reached {
-    let upstream = &settings.upstream;
-    let host = upstream.host.as_str();
-    let names = names(settings, limit).await;
-    let amqp = match connect(settings, upstream.amqp_port, limit).await {
-        Ok(_) => Checked::new(
-            "upstream_amqp",
-            Verdict::Ok,
-            format!("{host}:{} is reached, its certificate is trusted", upstream.amqp_port),
-        ),
-        Err(text) => Checked::new("upstream_amqp", Verdict::Error, text),
+/// Asks the network, on the ways that the hub takes; each step has the limit. `bundle` is what the security daemon trusts.
+pub(super) async fn reach(
+    settings: &Settings,
+    bundle: Vec<CertificateDer<'static>>,
+    limit: Duration,
+) -> Reached {
+    let way = way_up(&settings.upstream);
+    let (host, https_port) = (settings.upstream.host.as_str(), settings.upstream.https_port);
+    let names = names(settings, &way, limit).await;
+    let (check, carried) = match way.kind {
+        UpstreamKind::Hub | UpstreamKind::Amqp(_) => ("upstream_amqp", Carried::Amqp),
+        UpstreamKind::MqttHub => ("upstream_mqtt", Carried::Mqtt),
     };
-    let (https, upstream_time) = match connect(settings, upstream.https_port, limit).await {
+    let tls = match trust(settings, bundle) {
+        Ok(tls) => tls,
+        Err(text) => {
+            let failed = |check| Checked::new(check, Verdict::Error, text.clone());
+            let (messages, https) = (failed(check), failed("upstream_https"));
+            return Reached { names, messages, https, upstream_time: None };
+        }
+    };
+    let target = |host, port, proxy| Target { host, port, tls: &tls, proxy };
+    let way_target = target(&way.host, way.port, proxy_of(&way.transport));
+    let messages = match within(limit, way_target, dial::stream(way_target, &way.transport, carried)).await {
+        Ok(_) => {
+            let form = match way.transport {
+                Transport::Tls => "",
+                Transport::Tcp => " in clear text",
+                Transport::WebSocket { .. } => " in a WebSocket",
+            };
+            let text = reached(way_target, form, !matches!(way.transport, Transport::Tcp));
+            Checked::new(check, Verdict::Ok, text)
+        }
+        Err(text) => Checked::new(check, Verdict::Error, text),
+    };
+    let https_target = target(host, https_port, settings.upstream.proxy.as_deref());
+    let (https, upstream_time) = match within(limit, https_target, dial::tls(https_target)).await {
         Ok(stream) => {
-            let text = format!("{host}:{} is reached, its certificate is trusted", upstream.https_port);
             let time = timeout(limit, date(stream, host)).await.ok().flatten();
-            (Checked::new("upstream_https", Verdict::Ok, text), time)
+            (Checked::new("upstream_https", Verdict::Ok, reached(https_target, "", true)), time)
         }
         Err(text) => (Checked::new("upstream_https", Verdict::Error, text), None),
     };
-    Reached { names, amqp, https, upstream_time }
+    Reached { names, messages, https, upstream_time }
+}
+
+fn reached(target: Target<'_>, form: &str, is_trusted: bool) -> String {
+    let trusted = if is_trusted { ", its certificate is trusted" } else { "" };
+    let by = match through(target) {
+        Some(proxy) => format!(" through the proxy {}", authority(proxy.host(), proxy.port())),
+        None => String::new(),
+    };
+    format!("{} is reached{by}{form}{trusted}", authority(target.host, target.port))
+}
+
+/// The proxy that a host is reached through, if it is.
+fn through<'a>(target: Target<'a>) -> Option<&'a HttpProxy> {
+    target.proxy.filter(|proxy| proxy.serves(target.host, target.port))
+}
+
+fn proxy_of(transport: &Transport) -> Option<&HttpProxy> {
+    match transport {
+        Transport::Tls | Transport::Tcp => None,
+        Transport::WebSocket { proxy } => proxy.as_deref(),
+    }
 }
 
 /// The clock of this machine, beside that of the upstream where it was told.
@@ -84,52 +130,88 @@ fn judge(now: OffsetDateTime, upstream: Option<OffsetDateTime>) -> (Verdict, Str
     }
 }
 
-async fn names(settings: &Settings, limit: Duration) -> Checked {
+async fn names(settings: &Settings, way: &WayUp, limit: Duration) -> Checked {
     let own = settings.hub.own_host.as_ref().map(|host| host.as_str());
-    let upstream = settings.upstream.host.as_str();
+    let upstream = &settings.upstream;
+    // A proxy looks up the names of those who are reached through it.
+    let by = |host, port, proxy: Option<&HttpProxy>| match proxy.filter(|proxy| proxy.serves(host, port)) {
+        Some(proxy) => (proxy.host().to_owned(), "is the proxy"),
+        None => (host.to_owned(), "is the upstream"),
+    };
+    let mut needed = vec![
+        by(&way.host, way.port, proxy_of(&way.transport)),
+        by(upstream.host.as_str(), upstream.https_port, upstream.proxy.as_deref()),
+    ];
+    needed.dedup();
     let mut unknown = Vec::new();
-    for (host, purpose) in
-        own.map(|host| (host, "clients use")).into_iter().chain([(upstream, "is the upstream")])
-    {
-        let found = timeout(limit, lookup_host((host, 0))).await;
-        if !found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.next().is_some())) {
-            unknown.push((host, purpose));
+    for (host, purpose) in needed.iter().map(|(host, purpose)| (host.as_str(), *purpose)) {
+        if !is_known(host, limit).await {
+            unknown.push(format!("{host}, which {purpose}, has no address"));
         }
+    }
+    // That this machine does not know its own name keeps nobody else from it.
+    let verdict = if unknown.is_empty() { Verdict::Warning } else { Verdict::Error };
+    if let Some(own) = own
+        && !is_known(own, limit).await
+    {
+        unknown.push(format!("{own}, which clients use, has no address"));
     }
     if unknown.is_empty() {
         let own = own.map_or("EdgeDeviceHostName is not set".to_owned(), |own| format!("{own} is known"));
-        return Checked::new("names", Verdict::Ok, format!("{upstream} is known; {own}"));
+        let known: Vec<String> = needed.iter().map(|(host, _)| format!("{host} is known")).collect();
+        return Checked::new("names", Verdict::Ok, format!("{}; {own}", known.join("; ")));
     }
-    // That this machine does not know its own name keeps nobody else from it.
-    let verdict =
-        if unknown.iter().any(|(host, _)| *host == upstream) { Verdict::Error } else { Verdict::Warning };
-    let texts: Vec<String> =
-        unknown.iter().map(|(host, purpose)| format!("{host}, which {purpose}, has no address")).collect();
-    Checked::new(
-        "names",
-        verdict,
-        format!("{}; correct the name, or the DNS of this machine", texts.join("; ")),
-    )
+    let text = format!("{}; correct the name, or the DNS of this machine", unknown.join("; "));
+    Checked::new("names", verdict, text)
 }
 
-async fn connect(settings: &Settings, port: u16, limit: Duration) -> Result<TlsStream<TcpStream>, String> {
-    let host = settings.upstream.host.as_str();
-    let bundle = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref());
-    let files = bundle.into_iter().chain(settings.upstream.trust_file.as_deref());
-    let (config, _) = upstream_config(files.map(Path::new)).map_err(|fault| fault.to_string())?;
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| format!("{host} is no name that a certificate can have"))?;
-    let connecting = async {
-        let stream = TcpStream::connect((host, port)).await.map_err(|fault| {
-            format!("{host}:{port} is not reached: {fault}; look at network and firewall")
-        })?;
-        TlsConnector::from(config).connect(name, stream).await.map_err(|fault| {
-            format!("{host}:{port} is reached, but not trusted: {fault}; look at upstream.trust_file and the clock")
-        })
+async fn is_known(host: &str, limit: Duration) -> bool {
+    let found = timeout(limit, lookup_host((host, 0))).await;
+    found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.next().is_some()))
+}
+
+/// Whom the hub trusts upstream.
+fn trust(
+    settings: &Settings,
+    mut bundle: Vec<CertificateDer<'static>>,
+) -> Result<Arc<rustls::ClientConfig>, String> {
+    let of_files = settings.certificates.as_ref().and_then(|files| files.trust_bundle.as_deref());
+    let files = of_files.into_iter().chain(settings.upstream.trust_file.as_deref());
+    let config = || {
+        bundle.extend(load_bundle(files.map(Path::new))?);
+        let (trust, _) = UpstreamTrust::new(bundle)?;
+        Arc::new(trust).config()
     };
-    let late =
-        || format!("{host}:{port} is not reached within {} s; look at network and firewall", limit.as_secs());
-    timeout(limit, connecting).await.unwrap_or_else(|_| Err(late()))
+    config().map_err(|fault| fault.to_string())
+}
+
+/// A way to a host, within the limit; else what is wrong, and what to do.
+async fn within<T>(
+    limit: Duration,
+    target: Target<'_>,
+    dialling: impl Future<Output = Result<T, DialError>>,
+) -> Result<T, String> {
+    let host = authority(target.host, target.port);
+    match timeout(limit, dialling).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(DialError::Tcp { host, port, source })) => {
+            let what = if through(target).is_some() { "the proxy " } else { "" };
+            let address = authority(&host, port);
+            Err(format!("{what}{address} is not reached: {source}; look at network and firewall"))
+        }
+        Ok(Err(DialError::Tls { source, .. })) => Err(format!(
+            "{host} is reached, but not trusted: {source}; look at upstream.trust_file and the clock"
+        )),
+        Ok(Err(
+            fault @ (DialError::Name(_)
+            | DialError::ProxyRefuses { .. }
+            | DialError::ProxyAnswer { .. }
+            | DialError::WebSocket { .. }),
+        )) => Err(fault.to_string()),
+        Err(_) => {
+            Err(format!("{host} is not reached within {} s; look at network and firewall", limit.as_secs()))
+        }
+    }
 }
 
 /// The date of an HTTP answer (RFC 9110 §6.6.1), whatever its status.

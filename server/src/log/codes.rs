@@ -257,6 +257,11 @@ const CODES: &[Code] = &[
     code("EH4034", "twin or session of an identity that left the scope is not deleted", "look at the disk"),
     code("EH4035", "what is stored of identities that left the scope cannot be read", "look at the disk"),
     code(
+        "EH4036",
+        "a target is set for a route that is not in force or does not lead to $upstream",
+        "correct the name in upstream.targets",
+    ),
+    code(
         "EH5001",
         "the upstream is not connected; messages are stored",
         "`edgehub check` tells what is wrong",

@@ -100,6 +100,13 @@ const KNOWN: &[KnownMetric] = &[
     gauge("edgehub_store_used_bytes", N, "What the store takes up"),
     gauge("edgehub_store_limit_bytes", N, "Limit of the store; 0 without one"),
     gauge("edgehub_store_free_bytes", N, "Free space of the store's file system"),
+    summary("edgehub_store_write_duration_seconds", N, "Time of a write to the store, by kind"),
+    counter("edgehub_store_errors_total", N, "Operations of the store that failed, by operation"),
+    gauge(
+        "edgehub_clock_skew_seconds",
+        N,
+        "By how much the machine's clock is ahead of the store's, which nobody sets",
+    ),
     gauge("edgehub_store_full", N, "1 while new messages find no room"),
     counter("edgehub_store_damage_total", N, "Damaged parts of the store found since the start, by kind"),
     gauge("edgehub_oldest_message_age_seconds", N, "Age of the head of a queue"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edgehub_broker::configuration::ConfigurationState;
 use edgehub_broker::hub::Hub;
-use edgehub_broker::upstream::UpstreamState;
+use edgehub_broker::upstream::{UpstreamState, UpstreamStatus};
 use edgehub_storage::{SpaceState, Store};
 use time::{Duration, OffsetDateTime};
 
@@ -29,22 +29,29 @@ pub fn of(
             format!("{}; what was in force before stays; correct the deployment", status.description),
         ));
     }
-    if let Some(status) = hub.upstream() {
-        let status = status.borrow();
-        match status.state {
-            UpstreamState::Up => {}
-            UpstreamState::Throttled => found.push(Condition::new(
-                ConditionCode::UpstreamThrottled,
-                format!("the upstream {} asked for a pause; messages wait: {}", status.address, status.reason),
-            )),
-            UpstreamState::Connecting | UpstreamState::BackingOff => found.push(Condition::new(
-                ConditionCode::UpstreamUnreachable,
-                format!(
-                    "the upstream {} is not connected ({}); messages are stored; `edgehub check` tells what is wrong",
-                    status.address, status.reason
-                ),
-            )),
+    let own = hub.upstream().map(|status| (String::new(), status.borrow().clone()));
+    let targets = hub.upstream_targets().into_iter();
+    let targets = targets.map(|status| (format!(" to {}", status.target), status.way));
+    for (to, status) in own.into_iter().chain(targets) {
+        let code = match status.state {
+            UpstreamState::Up => continue,
+            UpstreamState::Throttled => ConditionCode::UpstreamThrottled,
+            UpstreamState::Connecting | UpstreamState::BackingOff => ConditionCode::UpstreamUnreachable,
+        };
+        // Once is enough where several ways have the same trouble.
+        if found.iter().any(|condition| condition.code == code) {
+            continue;
         }
+        let UpstreamStatus { address, reason, .. } = status;
+        let hint = match code {
+            ConditionCode::UpstreamThrottled => {
+                format!("the upstream {address}{to} asked for a pause; messages wait: {reason}")
+            }
+            _ => format!(
+                "the upstream {address}{to} is not connected ({reason}); messages are stored; `edgehub check` tells what is wrong"
+            ),
+        };
+        found.push(Condition::new(code, hint));
     }
     if let SpaceState::Full { reason } = stored.space().state {
         found.push(Condition::new(ConditionCode::StoreFull, format!("the store is full: {reason}")));

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use edgehub_routing::{
     DEFAULT_PRIORITY, Evaluation, ExplainedRoute, Explanation, Origin, Outcome, OwnedRouteSpec, PartValue,
-    Truth, explain,
+    RouteSpec, Truth, explain,
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,11 @@ pub(super) fn report(options: &RouteExplainOptions) -> Result<(String, bool), Fa
     if message.is_path() {
         return Err(unreadable("a source of kind path has no sender; give a device or a module".to_owned()));
     }
-    let specs = routes.iter().map(OwnedRouteSpec::as_spec);
+    let target = |name: &str| options.targets.iter().find(|(route, _)| route.eq_ignore_ascii_case(name));
+    let specs = routes.iter().map(|route| RouteSpec {
+        upstream_target: target(&route.name).map(|(_, target)| target.as_str()),
+        ..route.as_spec()
+    });
     let explanation = match explain(specs, &options.edge_device_id, &message.source(), &message) {
         Ok(explanation) => explanation,
         Err(rejected) => return Err(unreadable(format!("the hub refuses the message: {rejected}"))),

@@ -74,6 +74,7 @@ fn of_suggestion(suggestion: &Suggestion) -> Value {
 fn of_sink(sink: &Sink) -> Value {
     match sink {
         Sink::Upstream => json!({ "system": "$upstream" }),
+        Sink::UpstreamTarget(address) => json!({ "system": "$upstream", "address": &**address }),
         Sink::ModuleInput { module, input } => json!({ "module": &**module, "input": &**input }),
     }
 }

@@ -204,7 +204,8 @@ const DESCRIPTIONS: &[Description] = &[
     choice(
         "UpstreamProtocol",
         &["Amqp", "AmqpWs", "Mqtt", "MqttWs"],
-        "`Amqp` (TLS on `upstream.amqp_port`) or `AmqpWs` (WebSocket on `upstream.https_port`). For `Mqtt` and `MqttWs` these two are taken.",
+        "`Amqp` (TLS on `upstream.amqp_port`), `Mqtt` (TLS on `upstream.mqtt_port`), `AmqpWs` or `MqttWs` (WebSocket on `upstream.https_port`). AMQP has one \
+         connection for all identities, MQTT one for each.",
     ),
     text(
         "https_proxy",
@@ -239,7 +240,7 @@ const DESCRIPTIONS: &[Description] = &[
         "ShutdownWaitPeriod",
         0,
         YEAR_SECS,
-        "Seconds that deliveries under way, and what the upstream still takes, have at stop. 0 does not wait.",
+        "Seconds that deliveries and method calls under way, and what the upstream still takes, have at stop. 0 does not wait.",
     ),
     text("listen:mqtt_address", "`any` (IPv6 and IPv4) or an IP address."),
     integer("listen:mqtt_port", 0, 65_535, "Port of MQTT over TLS; 0 lets the system choose."),
@@ -283,8 +284,14 @@ const DESCRIPTIONS: &[Description] = &[
         "upstream:address",
         "Of kind `amqp`: the address that messages go to; `{deviceId}` and `{moduleId}` are those of the sender.",
     ),
+    text(
+        "upstream:targets:*",
+        "Of kind `amqp`: an address of its own for the messages of the route of this name, as `upstream.address`; \
+         see [several targets](../how-to/amqp-broker.md#several-targets).",
+    ),
     integer("upstream:amqp_port", 1, 65_535, "Port of AMQP over TLS."),
-    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities and `AmqpWs`."),
+    integer("upstream:mqtt_port", 1, 65_535, "Port of MQTT over TLS."),
+    integer("upstream:https_port", 1, 65_535, "Port of HTTPS, for identities, `AmqpWs` and `MqttWs`."),
     text("upstream:trust_file", "PEM file with further roots for the upstream."),
     choice(
         "store:durability",
@@ -318,7 +325,8 @@ const DESCRIPTIONS: &[Description] = &[
         "delivery:module_window",
         1,
         10_000,
-        "Unacknowledged messages towards one module input (1 to 10,000).",
+        "Unacknowledged messages towards one module input (1 to 10,000); up to 8 times as many while it answers fast, \
+         unless it is 1.",
     ),
     flag(
         "routing:strict",

@@ -65,9 +65,18 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
+/// A member of a section whose members have names of their own.
+pub(super) struct Member {
+    /// As it was given first, without the section.
+    pub(super) name: String,
+    pub(super) entry: Entry,
+}
+
 /// All values, the highest layer on top.
 pub(super) struct Layers {
     entries: BTreeMap<&'static str, Entry>,
+    /// The members of sections that are listed as a whole and take effect, by their compared names.
+    members: BTreeMap<&'static str, BTreeMap<String, Member>>,
     pub(super) notices: Vec<Notice>,
 }
 
@@ -90,7 +99,7 @@ impl Layers {
 
     /// Starts with the built-in defaults.
     pub(super) fn with_defaults() -> Result<Self, SettingsError> {
-        let mut layers = Self { entries: BTreeMap::new(), notices: Vec::new() };
+        let mut layers = Self { entries: BTreeMap::new(), members: BTreeMap::new(), notices: Vec::new() };
         layers.add_toml(include_str!("defaults.toml"), &Origin::Default, Path::new("defaults.toml"))?;
         Ok(layers)
     }
@@ -100,9 +109,19 @@ impl Layers {
         self.add_toml(&read(path)?, &Origin::File(path.into()), path)
     }
 
-    /// Every setting that has a value, in the order of the catalog.
-    pub(super) fn given(&self) -> impl Iterator<Item = (&'static KnownSetting, &Entry)> {
-        catalog::known().iter().filter_map(|known| Some((known, self.get(known.name)?)))
+    /// Every setting that has a value, in the order of the catalog; with its name, if it is a member of a section.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static KnownSetting, Option<&str>, &Entry)> {
+        catalog::known().iter().flat_map(|known| {
+            let own = self.get(known.name).map(|entry| (known, None, entry));
+            let members = self.members(known.name);
+            own.into_iter().chain(members.map(move |member| (known, Some(&*member.name), &member.entry)))
+        })
+    }
+
+    /// The members of a section that is listed as a whole (`section:*`), but for those that were given blank.
+    pub(super) fn members(&self, section: &str) -> impl Iterator<Item = &Member> {
+        let members = self.members.get(section).into_iter().flat_map(BTreeMap::values);
+        members.filter(|member| !member.entry.text.trim().is_empty())
     }
 
     /// Lays the environment over what is there. Blank variables count as absent; of the others only those
@@ -205,7 +224,20 @@ impl Layers {
                 }
             }
         }
-        self.entries.insert(known.name, Entry { text, origin });
+        let entry = Entry { text, origin };
+        if known.name.ends_with('*') && known.effect == Effect::Used {
+            let name = member_name(known, given);
+            let members = self.members.entry(known.name).or_default();
+            match members.get_mut(&name.to_lowercase()) {
+                Some(member) => member.entry = entry,
+                None => {
+                    let member = Member { name: name.to_owned(), entry };
+                    members.insert(name.to_lowercase(), member);
+                }
+            }
+            return;
+        }
+        self.entries.insert(known.name, entry);
     }
 }
 
@@ -225,6 +257,17 @@ fn line_column(text: &str, offset: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
     (line, column)
+}
+
+/// What is left of a name behind its section.
+fn member_name<'a>(known: &KnownSetting, given: &'a str) -> &'a str {
+    let section = setting_id(known.name.trim_end_matches('*'));
+    let is_section = |text: &str| {
+        let id = setting_id(text);
+        id == section || id.strip_prefix("edgehub_").is_some_and(|id| id == section)
+    };
+    let mut ends = given.char_indices().map(|(at, _)| at);
+    ends.find(|end| is_section(&given[..*end])).map_or(given, |end| &given[end..])
 }
 
 fn known_variable(name: &str) -> Option<&'static KnownSetting> {

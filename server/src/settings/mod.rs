@@ -44,6 +44,7 @@ pub use workload::{WorkloadSettings, WorkloadUri};
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
 use edgehub_broker::dial::HttpProxy;
 use edgehub_broker::upstream::plain::{AddressTemplate, BrokerUrl};
+use edgehub_broker::upstream::targets::RouteTargets;
 use edgehub_routing::OverflowPolicy;
 use layers::Layers;
 use value::{Values, parse_plain_listener};
@@ -167,9 +168,11 @@ pub struct UpstreamSettings {
     pub host: HostName,
     /// Port of AMQP over TLS.
     pub amqp_port: u16,
-    /// Port of HTTPS, and of AMQP in WebSockets.
+    /// Port of MQTT over TLS.
+    pub mqtt_port: u16,
+    /// Port of HTTPS, and of AMQP and MQTT in WebSockets.
     pub https_port: u16,
-    /// What carries AMQP (`UpstreamProtocol`).
+    /// What carries messages (`UpstreamProtocol`).
     pub protocol: UpstreamProtocol,
     /// The proxy of HTTPS and WebSockets (`https_proxy`, `no_proxy`).
     pub proxy: Option<Arc<HttpProxy>>,
@@ -190,7 +193,12 @@ pub struct BrokerSettings {
     pub url: BrokerUrl,
     /// The address that messages go to.
     pub address: AddressTemplate,
+    /// The routes whose messages go to addresses of their own.
+    pub targets: RouteTargets,
 }
+
+/// The section of addresses by the names of routes.
+const TARGETS: &str = "upstream:targets:*";
 
 /// Where messages are kept.
 #[derive(Clone, Debug)]
@@ -464,6 +472,7 @@ impl UpstreamSettings {
         Ok(Self {
             host: values.host("upstream:host")?.unwrap_or_else(|| hub.upstream_host().clone()),
             amqp_port: values.integer("upstream:amqp_port", 1..=u16::MAX)?,
+            mqtt_port: values.integer("upstream:mqtt_port", 1..=u16::MAX)?,
             https_port: values.integer("upstream:https_port", 1..=u16::MAX)?,
             protocol: values.upstream_protocol(),
             proxy: values.proxy()?,
@@ -483,13 +492,25 @@ impl BrokerSettings {
             _ => None,
         })?;
         if !wanted {
-            return Ok(None);
+            return match values.members(TARGETS).next() {
+                Some(member) => Err(SettingsError::TargetsOfHub { origin: member.entry.origin.clone() }),
+                None => Ok(None),
+            };
         }
         let template = "an address, in which {deviceId} and {moduleId} may stand";
-        Ok(Some(Self {
-            url: values.broker_url("upstream:url")?,
-            address: values.required("upstream:address", template, |text| text.parse().ok())?,
-        }))
+        let url = values.broker_url("upstream:url")?;
+        let address = values.required("upstream:address", template, |text| text.parse().ok())?;
+        let targets: Result<Vec<(String, AddressTemplate)>, SettingsError> = values
+            .members(TARGETS)
+            .map(|member| {
+                let name = || format!("upstream:targets:{}", member.name);
+                let target = member.entry.text.trim().parse();
+                let target = target.map_err(|_| SettingsError::value(&name(), &member.entry, template))?;
+                Ok((member.name.clone(), target))
+            })
+            .collect();
+        let targets = RouteTargets::new(&address, targets?).map_err(SettingsError::Targets)?;
+        Ok(Some(Self { url, address, targets }))
     }
 }
 

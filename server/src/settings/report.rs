@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use edgehub_broker::dial::ProxyUrlError;
 use edgehub_broker::upstream::plain::BrokerUrlError;
+use edgehub_broker::upstream::targets::RouteTargetsError;
 
 use super::catalog::{self, setting_id};
 use super::identity::IdentityFault;
@@ -167,6 +168,18 @@ pub enum SettingsError {
         /// What is wrong; holds nothing of the URL.
         fault: BrokerUrlError,
     },
+    /// A hub is above, which has no addresses to choose from.
+    #[error(
+        "setting upstream.targets ({origin}) needs another broker above: a hub takes all messages at one place; set \
+         upstream.kind = \"amqp\", or remove the targets"
+    )]
+    TargetsOfHub {
+        /// Where the first was given.
+        origin: Origin,
+    },
+    /// The targets are not usable.
+    #[error("setting upstream.targets is not usable: {0}; shorten it or give routes the same target")]
+    Targets(RouteTargetsError),
     /// Nothing says who the hub is.
     #[error(
         "nothing says who the hub is; set IotHubConnectionString \

@@ -52,6 +52,9 @@ fn insert(properties: &mut Map<String, Value>, path: &[&str], property: Value) {
 fn property(known: &KnownSetting, default: Option<&str>) -> Value {
     let kind = known.description().map(|described| described.kind);
     let mut property = match kind {
+        _ if known.name.ends_with('*') && known.effect == Effect::Used => {
+            json!({"type": "object", "additionalProperties": {"type": "string"}})
+        }
         _ if known.name.ends_with('*') => json!({"type": "object"}),
         Some(ValueKind::Flag) => json!({"type": "boolean"}),
         Some(ValueKind::Integer { min, max }) => {

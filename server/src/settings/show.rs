@@ -68,8 +68,8 @@ impl Shown {
         let layers = Layers::load(sources.clone())?;
         let settings = layers
             .given()
-            .filter(|(_, entry)| !given_only || entry.origin != Origin::Default)
-            .map(|(known, entry)| ShownSetting::new(known, entry))
+            .filter(|(.., entry)| !given_only || entry.origin != Origin::Default)
+            .map(|(known, member, entry)| ShownSetting::new(known, member, entry))
             .collect();
         let unknown = layers.notices.iter().filter_map(UnknownSetting::of).collect();
         let error = Settings::load(sources).err().map(|error| error.to_string());
@@ -106,15 +106,19 @@ impl Shown {
 }
 
 impl ShownSetting {
-    fn new(known: &KnownSetting, entry: &Entry) -> Self {
+    fn new(known: &KnownSetting, member: Option<&str>, entry: &Entry) -> Self {
+        let whole = |name: String| match member {
+            Some(member) => name.replace('*', member),
+            None => name,
+        };
         let (effect, note) = match known.effect {
             Effect::Used => ("used", None),
             Effect::Mapped(how) => ("mapped", Some(how)),
             Effect::Ignored(why) => ("ignored", Some(why)),
         };
         Self {
-            name: known.name.replace(':', "."),
-            environment: known.environment_name(),
+            name: whole(known.name.replace(':', ".")),
+            environment: whole(known.environment_name()),
             value: match masked(known, &entry.text) {
                 Masked::Plain(text) => text,
                 Masked::Hidden => MASK.to_owned(),

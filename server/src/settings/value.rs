@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgehub_broker::dial::HttpProxy;
 use edgehub_broker::upstream::plain::BrokerUrl;
 
-use super::layers::{Entry, Layers};
+use super::layers::{Entry, Layers, Member};
 use super::{HostName, Notice, SettingsError};
 
 /// What a flag may be set to.
@@ -123,13 +123,17 @@ pub enum Durability {
     Memory,
 }
 
-/// What carries AMQP to the upstream.
+/// What carries messages to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamProtocol {
-    /// TLS over TCP.
+    /// AMQP in TLS over TCP.
     Amqp,
-    /// A WebSocket in TLS.
+    /// AMQP in a WebSocket in TLS.
     AmqpWs,
+    /// MQTT in TLS over TCP.
+    Mqtt,
+    /// MQTT in a WebSocket in TLS.
+    MqttWs,
 }
 
 /// Typed access to the layers; every answer is a valid value or an error that names the setting.
@@ -145,6 +149,11 @@ impl<'a> Values<'a> {
 
     pub(super) fn entry(&self, name: &'static str) -> Option<&'a Entry> {
         self.layers.get(name)
+    }
+
+    /// The members of a section that is listed as a whole.
+    pub(super) fn members(&self, section: &'static str) -> impl Iterator<Item = &'a Member> + use<'a> {
+        self.layers.members(section)
     }
 
     pub(super) fn text(&self, name: &'static str) -> Option<&'a str> {
@@ -232,30 +241,17 @@ impl<'a> Values<'a> {
         })
     }
 
-    /// `UpstreamProtocol`: case does not matter. MQTT is not spoken upwards; what is taken instead uses the same kind
-    /// of connection.
+    /// `UpstreamProtocol`: case does not matter.
     pub(super) fn upstream_protocol(&mut self) -> UpstreamProtocol {
-        const NAME: &str = "UpstreamProtocol";
-        let mut instead = None;
-        let protocol = self.choice(NAME, UpstreamProtocol::Amqp, "Amqp", |text| {
+        self.choice("UpstreamProtocol", UpstreamProtocol::Amqp, "Amqp", |text| {
             match text.to_ascii_lowercase().as_str() {
                 "amqp" => Some(UpstreamProtocol::Amqp),
                 "amqpws" => Some(UpstreamProtocol::AmqpWs),
-                "mqtt" => {
-                    instead = Some("Amqp is used: the upstream is not spoken to in MQTT");
-                    Some(UpstreamProtocol::Amqp)
-                }
-                "mqttws" => {
-                    instead = Some("AmqpWs is used: the upstream is not spoken to in MQTT");
-                    Some(UpstreamProtocol::AmqpWs)
-                }
+                "mqtt" => Some(UpstreamProtocol::Mqtt),
+                "mqttws" => Some(UpstreamProtocol::MqttWs),
                 _ => None,
             }
-        });
-        if let (Some(how), Some(entry)) = (instead, self.entry(NAME)) {
-            self.notices.push(Notice::Mapped { name: NAME.into(), origin: entry.origin.clone(), how });
-        }
-        protocol
+        })
     }
 
     /// `https_proxy` with the exceptions of `no_proxy`.

@@ -6,7 +6,8 @@ use std::path::Path;
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, WriteBatch, WriteBufferManager,
+    WriteOptions,
 };
 
 use super::room::Room;
@@ -182,6 +183,14 @@ impl DiskEngine {
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let value = self.db.get_pinned_cf(&self.family(family), key).map_err(|error| self.fault(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// As `get`, if write buffers and cache tell; nothing when the disk would have to be read, or cannot be.
+    pub(super) fn get_in_memory(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        let value = self.db.get_pinned_cf_opt(&self.family(family), key, &options).ok()?;
+        Some(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     pub(super) fn scan(

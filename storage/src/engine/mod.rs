@@ -2,6 +2,7 @@
 
 mod disk;
 mod memory;
+mod meter;
 mod room;
 pub(crate) mod wal;
 
@@ -16,6 +17,7 @@ pub(crate) use room::file_system_bytes;
 use crate::damage::DamageLog;
 use crate::error::StoreError;
 use crate::space::{Measured, SpaceReason};
+use meter::{Operation, metered};
 
 /// The families of keys, each with its own shape of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,6 +228,10 @@ impl Engine {
 
     /// Makes the changes; when `sync`, they and all before them survive a loss of power afterwards.
     pub(crate) fn write(&self, batch: Batch, sync: bool) -> Result<(), EngineError> {
+        metered(Operation::Write { sync }, || self.write_batch(batch, sync))
+    }
+
+    fn write_batch(&self, batch: Batch, sync: bool) -> Result<(), EngineError> {
         #[cfg(test)]
         {
             use std::sync::atomic::Ordering::SeqCst;
@@ -248,7 +254,7 @@ impl Engine {
     /// Makes everything written so far survive a loss of power.
     pub(crate) fn sync(&self) -> Result<(), EngineError> {
         match &self.kind {
-            Kind::Disk(engine) => engine.sync(),
+            Kind::Disk(engine) => metered(Operation::Sync, || engine.sync()),
             Kind::Memory(_) => Ok(()),
         }
     }
@@ -263,8 +269,16 @@ impl Engine {
 
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         match &self.kind {
-            Kind::Disk(engine) => engine.get(family, key),
+            Kind::Disk(engine) => metered(Operation::Read, || engine.get(family, key)),
             Kind::Memory(engine) => Ok(engine.get(family, key)),
+        }
+    }
+
+    /// As `get`, if it can be told without the disk; nothing when it cannot.
+    pub(crate) fn get_in_memory(&self, family: Family, key: &[u8]) -> Option<Option<Bytes>> {
+        match &self.kind {
+            Kind::Disk(engine) => engine.get_in_memory(family, key),
+            Kind::Memory(engine) => Some(engine.get(family, key)),
         }
     }
 
@@ -277,7 +291,7 @@ impl Engine {
         visit: &mut dyn FnMut(&[u8], Value<'_>) -> Visit,
     ) -> Result<(), EngineError> {
         match &self.kind {
-            Kind::Disk(engine) => engine.scan(family, from, to, visit),
+            Kind::Disk(engine) => metered(Operation::Read, || engine.scan(family, from, to, visit)),
             Kind::Memory(engine) => {
                 engine.scan(family, from, to, visit);
                 Ok(())

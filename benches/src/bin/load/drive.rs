@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use edgehub_benches::amqp::{Access, AmqpClient, Node};
 use edgehub_benches::arrivals::Arrivals;
-use edgehub_benches::client::{Client, Clock, Publishing, Target};
+use edgehub_benches::client::{Client, Clock, Published, Publishing, Received, Target};
 use edgehub_benches::identity::Identity;
 use edgehub_benches::latency::Histogram;
 use edgehub_benches::process::{Usage, usage};
 use edgehub_benches::scenario::{Hears, Party, Plan, Scenario};
 use edgehub_benches::site::Site;
+use edgehub_broker::amqp::Role;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::options::Options;
+use crate::options::{Options, Protocol};
 use crate::report::{IdleReport, Report};
 
 /// Logins that are under way at the same time.
@@ -31,6 +33,8 @@ pub(crate) struct Server<'a> {
     /// What it is called in the report.
     pub(crate) name: &'static str,
     pub(crate) target: Target,
+    /// How AMQP connections show who they are.
+    pub(crate) access: Access,
     /// Whom it knows; nobody for a broker without authentication.
     pub(crate) identities: Vec<Identity>,
     /// Whose processor time is measured.
@@ -39,7 +43,93 @@ pub(crate) struct Server<'a> {
     pub(crate) site: Option<&'a Site>,
 }
 
-/// Logs all parties in, a bounded number at the same time, in their order.
+/// A connection that is logged in.
+enum Connected {
+    Mqtt(Client),
+    Amqp(Box<AmqpClient>),
+}
+
+impl Connected {
+    /// Sends what the plans of its publishers say; over MQTT there is one.
+    async fn publish(
+        self,
+        plans: Vec<Publishing>,
+        clock: Arc<Clock>,
+        stop: watch::Receiver<bool>,
+    ) -> Published {
+        match self {
+            Self::Mqtt(client) => {
+                let plan = plans.into_iter().next().expect("an MQTT connection is made for one publisher");
+                client.publish(plan, clock, stop).await
+            }
+            Self::Amqp(client) => client.publish(plans, clock, stop).await,
+        }
+    }
+
+    async fn receive(
+        self,
+        arrivals: Arrivals,
+        wanted: u64,
+        clock: Arc<Clock>,
+        stop: watch::Receiver<bool>,
+    ) -> Received {
+        match self {
+            Self::Mqtt(client) => client.receive(arrivals, wanted, clock, stop).await,
+            Self::Amqp(client) => client.receive(arrivals, wanted, clock, stop).await,
+        }
+    }
+}
+
+/// Connects all parties, a bounded number at the same time, in their order; `per_connection` of them share one.
+async fn connect_all(
+    options: &Options,
+    server: &Server<'_>,
+    parties: &[Party],
+    role: Role,
+    per_connection: usize,
+) -> Result<Vec<Connected>, Box<dyn Error>> {
+    match options.protocol {
+        Protocol::Mqtt => {
+            let subscribe_qos = (role == Role::Receiver).then_some(options.qos);
+            let clients = login_all(server, parties, subscribe_qos).await?;
+            Ok(clients.into_iter().map(Connected::Mqtt).collect())
+        }
+        Protocol::Amqp => {
+            let mut nodes = Vec::with_capacity(parties.len());
+            for party in parties {
+                let identity = server.identities.iter().find(|identity| party.is(identity));
+                if identity.is_none() && matches!(server.access, Access::Tokens(_)) {
+                    return Err(no_identity(party).into());
+                }
+                let token = identity.map(|identity| (identity.audience(), identity.token()));
+                nodes.push(Node { address: party.topic.clone(), token });
+            }
+            let connections: Vec<_> = nodes.chunks(per_connection).map(<[Node]>::to_vec).collect();
+            let gate = Arc::new(Semaphore::new(LOGINS_AT_ONCE));
+            let mut logins = JoinSet::new();
+            for (number, nodes) in connections.into_iter().enumerate() {
+                let (target, access, gate) =
+                    (server.target.clone(), server.access.clone(), Arc::clone(&gate));
+                logins.spawn(async move {
+                    let _permit = gate.acquire().await;
+                    (number, AmqpClient::login(&target, &access, &nodes, role).await)
+                });
+            }
+            let mut clients: Vec<_> = (0..logins.len()).map(|_| None).collect();
+            while let Some(done) = logins.join_next().await {
+                let (number, client) = done?;
+                clients[number] = Some(Connected::Amqp(Box::new(client?)));
+            }
+            Ok(clients.into_iter().flatten().collect())
+        }
+    }
+}
+
+fn no_identity(party: &Party) -> String {
+    format!("no connection string for {} {}", party.device, party.module.as_deref().unwrap_or(""))
+}
+
+/// Logs all parties in over MQTT, a bounded number at the same time, in their order.
 async fn login_all(
     server: &Server<'_>,
     parties: &[Party],
@@ -55,12 +145,7 @@ async fn login_all(
     for (number, party) in parties.iter().enumerate() {
         let identity = by_name.get(&(&*party.device, party.module.as_deref()));
         if identity.is_none() && !identities.is_empty() {
-            return Err(format!(
-                "no connection string for {} {}",
-                party.device,
-                party.module.as_deref().unwrap_or("")
-            )
-            .into());
+            return Err(no_identity(party).into());
         }
         let (client_id, credentials) = match identity {
             Some(identity) => (identity.client_id(), Some((identity.user_name(), identity.token()))),
@@ -90,8 +175,9 @@ pub(crate) async fn drive(
 ) -> Result<Report, Box<dyn Error>> {
     let (site, pid) = (server.site, server.pid);
     let begin = Instant::now();
-    let receivers = login_all(server, &plan.receivers, Some(options.qos)).await?;
-    let publishers = login_all(server, &plan.publishers, None).await?;
+    let shared = usize::from(options.per_connection);
+    let receivers = connect_all(options, server, &plan.receivers, Role::Receiver, 1).await?;
+    let publishers = connect_all(options, server, &plan.publishers, Role::Sender, shared).await?;
     let connections = (receivers.len() + publishers.len()) as f64;
     let connections_per_sec = connections / begin.elapsed().as_secs_f64();
 
@@ -107,16 +193,20 @@ pub(crate) async fn drive(
         receiving.spawn(client.receive(arrivals, wanted_each, Arc::clone(&clock), stopped.clone()));
     }
     let mut publishing = JoinSet::new();
-    for (number, client) in publishers.into_iter().enumerate() {
-        let publish = Publishing {
+    let mut plans = Vec::with_capacity(plan.publishers.len());
+    for (number, party) in plan.publishers.iter().enumerate() {
+        plans.push(Publishing {
             publisher: u32::try_from(number)?,
-            topic: plan.publishers[number].topic.clone(),
+            topic: party.topic.clone(),
+            output: party.output,
             messages: each,
             payload_bytes: options.payload_bytes,
             window: (options.qos == 1).then_some(options.window),
             rate: options.rate.map(|rate| rate / plan.publishers.len() as f64),
-        };
-        publishing.spawn(client.publish(publish, Arc::clone(&clock), stopped.clone()));
+        });
+    }
+    for (client, plans) in publishers.into_iter().zip(plans.chunks(shared)) {
+        publishing.spawn(client.publish(plans.to_vec(), Arc::clone(&clock), stopped.clone()));
     }
 
     // Publishers keep their connections until told to stop, so the receivers say when all is done; without
@@ -199,7 +289,9 @@ pub(crate) async fn drive(
     Ok(Report {
         server: server.name,
         scenario: format!("{:?}", options.scenario),
+        protocol: format!("{:?}", options.protocol),
         publishers: plan.publishers.len(),
+        publishers_per_connection: options.per_connection,
         receivers: plan.receivers.len(),
         payload_bytes: options.payload_bytes,
         qos: options.qos,

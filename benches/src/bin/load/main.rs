@@ -1,4 +1,4 @@
-//! The load generator: drives a hub over MQTT, alone or in turns with a peer, and prints one line of JSON per run.
+//! The load generator: drives a hub over MQTT or AMQP, alone or in turns with a peer, and prints one line of JSON per run.
 
 mod drive;
 mod options;
@@ -12,18 +12,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
+use edgehub_benches::amqp::Access;
 use edgehub_benches::client::{STAMP_BYTES, Target};
 use edgehub_benches::identity::Identity;
 use edgehub_benches::peer::Peer;
+use edgehub_benches::rabbitmq::{GUEST, RabbitMq};
 use edgehub_benches::scenario::{Plan, Scenario};
-use edgehub_benches::site::{HubOptions, Site};
+use edgehub_benches::site::{CLOUD_HOST, HubOptions, Site};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
 use drive::Server;
-use options::{Options, PeerKind};
+use options::{Options, PeerKind, Protocol};
 
 /// What one run brought.
 struct Outcome {
@@ -48,6 +50,12 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         return Err(format!("--payload-bytes must be at least {STAMP_BYTES}").into());
     }
     let plan = options.scenario.plan(&options.edge, options.devices, options.receivers);
+    if options.protocol == Protocol::Mqtt && options.per_connection > 1 {
+        return Err("--per-connection: an MQTT connection has one client; use --protocol amqp".into());
+    }
+    if options.protocol == Protocol::Amqp && options.scenario == Scenario::Idle {
+        return Err("--scenario idle speaks MQTT".into());
+    }
     if let Some(file) = &options.write_manifest {
         fs::write(file, format!("{:#}\n", plan.manifest()))?;
         return Ok(true);
@@ -66,20 +74,31 @@ fn in_turns(options: &Options, plan: &Plan, program: &Path, kind: PeerKind) -> R
             "--peer: a plain broker has no upstream and keeps nothing for who never subscribed".into()
         );
     }
-    let PeerKind::Mosquitto = kind;
-    let plain_plan = plan.clone().for_plain_broker();
+    let plain_plan = match (kind, options.protocol) {
+        (PeerKind::Mosquitto, Protocol::Mqtt) => plan.clone().for_plain_broker(),
+        (PeerKind::RabbitMq, Protocol::Amqp) if !options.tls => plan.clone().for_rabbitmq(),
+        (PeerKind::RabbitMq, Protocol::Amqp) => return Err("--peer rabbitmq is without --tls".into()),
+        (PeerKind::Mosquitto, Protocol::Amqp) | (PeerKind::RabbitMq, Protocol::Mqtt) => {
+            return Err(
+                "--peer mosquitto needs --protocol mqtt, --peer rabbitmq needs --protocol amqp".into()
+            );
+        }
+    };
     let (mut of_hub, mut of_peer, mut good) = (Vec::new(), Vec::new(), true);
     for _ in 0..options.rounds {
         let hub = spawned_hub(options, plan, program)?;
-        let peer = Peer::mosquitto(options.tls)?;
-        let server = Server {
-            name: "mosquitto",
-            target: target(options.tls, peer.address, Some(&peer.root_file), None)?,
-            identities: Vec::new(),
-            pid: Some(peer.pid()),
-            site: None,
+        let peer = match kind {
+            PeerKind::Mosquitto => {
+                let peer = Peer::mosquitto(options.tls)?;
+                let target = target(options.tls, peer.address, Some(&peer.root_file), None)?;
+                serve(options, &plain_plan, &plain_server("mosquitto", target, Some(peer.pid())))?
+            }
+            PeerKind::RabbitMq => {
+                let peer = RabbitMq::start()?;
+                let target = target(false, peer.address, None, None)?;
+                serve(options, &plain_plan, &plain_server("rabbitmq", target, Some(peer.pid())))?
+            }
         };
-        let peer = serve(options, &plain_plan, &server)?;
         good &= hub.good && peer.good;
         of_hub.push(hub.report);
         of_peer.push(peer.report);
@@ -88,22 +107,34 @@ fn in_turns(options: &Options, plan: &Plan, program: &Path, kind: PeerKind) -> R
     Ok(good)
 }
 
+/// A broker that knows nothing of devices.
+fn plain_server(name: &'static str, target: Target, pid: Option<u32>) -> Server<'static> {
+    let access = Access::Plain { user: GUEST, password: GUEST };
+    Server { name, target, access, identities: Vec::new(), pid, site: None }
+}
+
 fn spawned_hub(options: &Options, plan: &Plan, program: &Path) -> Result<Outcome, Box<dyn Error>> {
     let hub = HubOptions {
         tls: options.tls,
+        amqp: options.protocol == Protocol::Amqp,
         durability: options.durability.clone(),
         settings: options.hub_settings.clone(),
         storage: options.storage.clone(),
     };
     let site = Site::start(program, plan, &hub)?;
+    let address = match options.protocol {
+        Protocol::Mqtt => site.mqtt,
+        Protocol::Amqp => site.amqp,
+    };
     let server = Server {
         name: "hub",
-        target: target(options.tls, site.mqtt, Some(&site.root_file), None)?,
+        target: target(options.tls, address, Some(&site.root_file), None)?,
+        access: Access::Tokens(CLOUD_HOST.to_owned()),
         identities: site.identities.clone(),
         pid: Some(site.hub_pid()),
         site: Some(&site),
     };
-    serve(options, plan, &server)
+    serve(options, &plan_of(options.protocol, plan, CLOUD_HOST), &server)
 }
 
 fn running(options: &Options, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
@@ -116,17 +147,31 @@ fn running(options: &Options, plan: Plan) -> Result<Outcome, Box<dyn Error>> {
         None if options.plain_broker => Vec::new(),
         None => return Err("give --spawn, --identities or --plain-broker".into()),
     };
-    let plan = if options.plain_broker { plan.for_plain_broker() } else { plan };
-    let address =
-        (options.host.as_str(), options.port).to_socket_addrs()?.next().ok_or("the host has no address")?;
-    let server = Server {
-        name: if options.plain_broker { "broker" } else { "hub" },
-        target: target(options.tls, address, options.ca.as_ref(), Some(&options.host))?,
-        identities,
-        pid: options.server_pid,
-        site: None,
-    };
-    serve(options, &plan, &server)
+    let port = options.port.unwrap_or(match options.protocol {
+        Protocol::Mqtt => 1883,
+        Protocol::Amqp => 5672,
+    });
+    let address = (options.host.as_str(), port).to_socket_addrs()?.next().ok_or("the host has no address")?;
+    let target = target(options.tls, address, options.ca.as_ref(), Some(&options.host))?;
+    let pid = options.server_pid;
+    if options.plain_broker {
+        let plan = match options.protocol {
+            Protocol::Mqtt => plan.for_plain_broker(),
+            Protocol::Amqp => plan.for_rabbitmq(),
+        };
+        return serve(options, &plan, &plain_server("broker", target, pid));
+    }
+    let access = Access::Tokens(options.host.clone());
+    let plan = plan_of(options.protocol, &plan, &options.host);
+    serve(options, &plan, &Server { name: "hub", target, access, identities, pid, site: None })
+}
+
+/// A plan in the words of a protocol, for a hub.
+fn plan_of(protocol: Protocol, plan: &Plan, host: &str) -> Plan {
+    match protocol {
+        Protocol::Mqtt => plan.clone(),
+        Protocol::Amqp => plan.clone().for_amqp(host),
+    }
 }
 
 /// One run, printed.

@@ -9,17 +9,35 @@ use edgehub_benches::site::EDGE;
 /// A broker to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PeerKind {
-    /// Eclipse Mosquitto, as installed
+    /// Eclipse Mosquitto, as installed; speaks MQTT
     Mosquitto,
+    /// RabbitMQ with its AMQP 1.0 plug-in, as installed; speaks AMQP
+    #[value(name = "rabbitmq")]
+    RabbitMq,
 }
 
-/// Drives a hub (or another broker) over MQTT and prints one line of JSON.
+/// What clients speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// MQTT 3.1.1
+    Mqtt,
+    /// AMQP 1.0
+    Amqp,
+}
+
+/// Drives a hub (or another broker) over MQTT or AMQP and prints one line of JSON.
 #[derive(Debug, Parser)]
 #[command(name = "load")]
 pub(crate) struct Options {
     /// Pattern of load
     #[arg(long, value_enum, default_value = "fan-in")]
     pub(crate) scenario: Scenario,
+    /// What publishers and receivers speak
+    #[arg(long, value_enum, default_value = "mqtt")]
+    pub(crate) protocol: Protocol,
+    /// Publishers that share a connection (AMQP)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) per_connection: u16,
     /// Publishers (pairs: also receivers)
     #[arg(long, default_value_t = 10)]
     pub(crate) devices: usize,
@@ -32,7 +50,7 @@ pub(crate) struct Options {
     /// Body size in bytes; at least 20
     #[arg(long, default_value_t = 256)]
     pub(crate) payload_bytes: usize,
-    /// Quality of service: 0 or 1
+    /// Quality of service: 0 or 1; AMQP: messages are sent settled or unsettled
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     pub(crate) qos: u8,
     /// Messages without acknowledgement per publisher (QoS 1)
@@ -70,9 +88,9 @@ pub(crate) struct Options {
     /// Host of a running hub
     #[arg(long, default_value = "localhost")]
     pub(crate) host: String,
-    /// Port of a running hub
-    #[arg(long, default_value_t = 1883)]
-    pub(crate) port: u16,
+    /// Port of a running hub; 1883, or 5672 for AMQP, if not given
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
     /// PEM file with the root of a running hub's certificate
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
@@ -82,7 +100,7 @@ pub(crate) struct Options {
     /// Process whose processor time is measured
     #[arg(long, value_name = "PID")]
     pub(crate) server_pid: Option<u32>,
-    /// The server is some MQTT broker without authentication: plain topics, for comparison
+    /// The server is some broker: MQTT without authentication and plain topics, AMQP as guest with queues
     #[arg(long)]
     pub(crate) plain_broker: bool,
     /// Edge device of a running hub

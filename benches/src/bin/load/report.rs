@@ -21,7 +21,9 @@ const COMPARED: [&str; 6] = [
 pub(crate) struct Report {
     pub(crate) server: &'static str,
     pub(crate) scenario: String,
+    pub(crate) protocol: String,
     pub(crate) publishers: usize,
+    pub(crate) publishers_per_connection: u16,
     pub(crate) receivers: usize,
     pub(crate) payload_bytes: usize,
     pub(crate) qos: u8,
@@ -75,6 +77,8 @@ pub(crate) fn comparison(hub: &[Value], peer: &[Value]) -> Value {
     let of_first = |name: &str| hub.first().map(|run| run[name].clone());
     json!({
         "compared": of_first("scenario"),
+        "protocol": of_first("protocol"),
+        "publishers": of_first("publishers"),
         "durability": of_first("durability"),
         "tls": of_first("tls"),
         "peer": peer.first().map(|run| run["server"].clone()),

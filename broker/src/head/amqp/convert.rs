@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use crate::amqp::encode::{put_string, put_value};
 use crate::amqp::{
     Body, Condition, Error, Message as Encoded, MessageEncoder, MessageId, MessageProperties, Payload, Text,
     Value, kind_of, lock_token_tag, parse_timestamp, property_text, put_property, timestamp_text,
@@ -33,13 +34,15 @@ const APPLICATION_NAMES: [(&str, SystemProperty); 4] = [
 pub(crate) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message, Error> {
     let malformed =
         |error| Error::new(Condition::DECODE_ERROR, format!("the message cannot be read: {error}"));
-    let mut system: Vec<(SystemProperty, Text)> = Vec::new();
+    let mut system: SmallVec<[(SystemProperty, Text); 8]> = SmallVec::new();
     let mut add = |property, text: Option<Text>| {
-        system.extend(text.filter(|text| !text.as_str().is_empty()).map(|text| (property, text)));
+        if let Some(text) = text.filter(|text| !text.as_bytes().is_empty()) {
+            system.push((property, text));
+        }
     };
     let properties = encoded.properties().map_err(malformed)?;
-    add(SystemProperty::MessageId, properties.message_id.map(|id| id.to_string().into()));
-    add(SystemProperty::CorrelationId, properties.correlation_id.map(|id| id.to_string().into()));
+    add(SystemProperty::MessageId, properties.message_id.map(MessageId::into_text));
+    add(SystemProperty::CorrelationId, properties.correlation_id.map(MessageId::into_text));
     add(SystemProperty::ContentType, properties.content_type);
     add(SystemProperty::ContentEncoding, properties.content_encoding);
     add(SystemProperty::To, properties.to);
@@ -64,14 +67,14 @@ pub(crate) fn message(encoded: &Encoded, sender: Arc<Sender>) -> Result<Message,
             _ => {}
         }
     }
-    let mut application: Vec<(Text, Text, PropertyKind)> = Vec::new();
+    let mut application: SmallVec<[(Text, Text, PropertyKind); 8]> = SmallVec::new();
     for entry in encoded.application_properties().map_err(malformed)? {
         let (key, value) = entry.map_err(malformed)?;
         let Some((text, kind)) = property_text(&value).zip(kind_of(&value)) else {
             tracing::debug!(property = key.as_str(), "A property that is a list or map is left out");
             continue;
         };
-        match APPLICATION_NAMES.iter().find(|(name, _)| key.as_str() == *name) {
+        match APPLICATION_NAMES.iter().find(|(name, _)| key == *name) {
             Some((_, property)) => system.push((*property, text)),
             None => application.push((key, text, kind)),
         }
@@ -103,42 +106,62 @@ pub(super) fn document(encoded: &Encoded) -> Result<Bytes, Error> {
     }
 }
 
+/// The value of an annotation, which is written where it stands.
+enum Annotation<'a> {
+    Text(&'a str),
+    Other(Value),
+}
+
+impl Annotation<'_> {
+    fn put(out: &mut BytesMut, value: Self) {
+        match value {
+            Self::Text(text) => put_string(out, text),
+            Self::Other(value) => put_value(out, &value),
+        }
+    }
+}
+
 /// Writes a message for a client, and the delivery tag of its lock token, if it has one that is a GUID. The body is not
 /// copied. Values that cannot be written in their type are left out.
 pub(super) fn encode(message: &Message, target: &Target) -> (Payload, Option<[u8; 16]>) {
     let properties = &message.properties;
     let text = |property| properties.system_bytes(property).and_then(|bytes| Text::new(bytes).ok());
-    let lock_token = text(SystemProperty::LockToken);
-    let lock = lock_token.as_ref().and_then(|token| lock_token_tag(token));
-    let mut annotations: SmallVec<[(&str, Value); 8]> = SmallVec::new();
-    let mut annotate = |name: &'static str, value: Option<Value>| {
-        annotations.extend(value.map(|value| (name, value)));
+    let held = |property| match properties.system(property) {
+        PropertyValue::Text(text) => Some(text),
+        PropertyValue::Absent | PropertyValue::Null => None,
     };
-    let enqueued = text(SystemProperty::EnqueuedTime).and_then(|text| parse_timestamp(&text));
-    annotate("iothub-enqueuedtime", enqueued.map(Value::TimestampMillis));
-    let count = text(SystemProperty::DeliveryCount).and_then(|text| text.parse().ok());
-    annotate("iothub-deliverycount", count.map(Value::Ubyte));
-    annotate("x-opt-lock-token", lock_token.map(Value::String));
-    let number = text(SystemProperty::SequenceNumber).and_then(|text| text.parse().ok());
-    annotate("x-opt-sequence-number", number.map(Value::Ulong));
+    let lock_token = held(SystemProperty::LockToken);
+    let lock = lock_token.and_then(lock_token_tag);
+    let mut annotations: SmallVec<[(&str, Annotation<'_>); 8]> = SmallVec::new();
+    let mut annotate = |name, value| {
+        if let Some(value) = value {
+            annotations.push((name, value));
+        }
+    };
+    let enqueued = held(SystemProperty::EnqueuedTime).and_then(parse_timestamp);
+    annotate("iothub-enqueuedtime", enqueued.map(|millis| Annotation::Other(Value::TimestampMillis(millis))));
+    let count = held(SystemProperty::DeliveryCount).and_then(|text| text.parse().ok());
+    annotate("iothub-deliverycount", count.map(|count| Annotation::Other(Value::Ubyte(count))));
+    annotate("x-opt-lock-token", lock_token.map(Annotation::Text));
+    let number = held(SystemProperty::SequenceNumber).and_then(|text| text.parse().ok());
+    annotate("x-opt-sequence-number", number.map(|number| Annotation::Other(Value::Ulong(number))));
     match target {
         Target::Input(input) => {
-            annotate("x-opt-input-name", Some(Value::String((&**input).into())));
+            annotate("x-opt-input-name", Some(Annotation::Text(input)));
             let identity = &message.sender.identity;
-            let device = text(SystemProperty::OriginalSenderDeviceId);
-            let device = device.unwrap_or_else(|| identity.device_id().into());
-            annotate("iothub-connection-device-id", Some(Value::String(device)));
-            let module = text(SystemProperty::OriginalSenderModuleId);
-            let module = module.or_else(|| identity.module_id().map(Text::from));
-            annotate("iothub-connection-module-id", module.map(Value::String));
+            let device = held(SystemProperty::OriginalSenderDeviceId).unwrap_or(identity.device_id());
+            annotate("iothub-connection-device-id", Some(Annotation::Text(device)));
+            let module = held(SystemProperty::OriginalSenderModuleId).or(identity.module_id());
+            annotate("iothub-connection-module-id", module.map(Annotation::Text));
         }
         // The device is the sender of what is sent to itself, which tells it nothing.
         Target::Device => {}
     }
-    annotate("dt-subject", text(SystemProperty::ComponentName).map(Value::String));
+    annotate("dt-subject", held(SystemProperty::ComponentName).map(Annotation::Text));
 
-    let mut encoder = MessageEncoder::with_capacity(HEAD_BYTES);
-    encoder.annotations(annotations).properties(&MessageProperties {
+    // What finds no credit is written anew.
+    let mut encoder = MessageEncoder::for_at_once(HEAD_BYTES);
+    encoder.annotations_by(annotations, Annotation::put).properties(&MessageProperties {
         message_id: text(SystemProperty::MessageId).map(MessageId::String),
         correlation_id: text(SystemProperty::CorrelationId).map(MessageId::String),
         user_id: properties.system_bytes(SystemProperty::UserId),

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use ahash::AHashMap;
+use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::convert;
 use super::turn::Turn;
@@ -18,7 +20,12 @@ use crate::message::Message;
 pub(super) struct Deliverer {
     link: Option<LinkId>,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// Something went back for want of room. What comes next does as well, until nothing waits: it must not overtake.
+    sends_back: bool,
     in_flight: AHashMap<DeliveryId, InFlight>,
+    /// Those of all that is here, each once: one per input.
+    settlers: SmallVec<[Settler; 1]>,
 }
 
 #[derive(Debug)]
@@ -53,37 +60,59 @@ impl Deliverer {
         for Waiting { settler, tag, .. } in std::mem::take(&mut self.waiting) {
             turn.outcomes.push(settler, tag, Outcome::NotOffered);
         }
+        (self.waiting_bytes, self.sends_back) = (0, false);
+        self.settlers.clear();
     }
 
-    /// Takes messages over.
+    /// Takes messages over. Those that may not even wait go back to where they came from.
     pub(super) fn deliver<B>(&mut self, turn: &mut Turn<'_, B>, deliveries: Deliveries) {
         let Deliveries { target, messages, settler } = deliveries;
         self.forget_abandoned(turn);
-        let room = self.waiting.len() + messages.len() <= turn.limits.deliveries_waiting_max;
-        if self.link.is_none() || !room {
+        if self.link.is_none() {
             settler.settle(messages.iter().map(|(tag, _)| (*tag, Outcome::NotOffered)));
             return;
+        }
+        let now = Instant::now();
+        if !self.settlers.iter().any(|known| known.same_as(&settler)) {
+            self.settlers.push(settler.clone());
         }
         for (tag, message) in messages {
             let waiting = Waiting { target: target.clone(), settler: settler.clone(), tag, message };
             // Nothing overtakes what waits.
-            if !self.waiting.is_empty() || !self.send(turn, &waiting) {
-                self.waiting.push_back(waiting);
+            if !self.waiting.is_empty() || self.sends_back || !self.send(turn, &waiting, now) {
+                self.keep_back(turn, waiting);
             }
         }
     }
 
     /// Sends what waits, as far as there is room.
     pub(super) fn resume<B>(&mut self, turn: &mut Turn<'_, B>) {
+        let now = Instant::now();
         while let Some(waiting) = self.waiting.pop_front() {
-            if waiting.settler.is_abandoned() {
-                continue;
+            let bytes = waiting.message.size_bytes();
+            if !waiting.settler.is_abandoned() {
+                if !self.send(turn, &waiting, now) {
+                    self.waiting.push_front(waiting);
+                    return;
+                }
+                waiting.settler.sent(waiting.tag);
             }
-            if !self.send(turn, &waiting) {
-                self.waiting.push_front(waiting);
-                return;
-            }
-            waiting.settler.sent(waiting.tag);
+            self.waiting_bytes -= bytes;
+        }
+        self.sends_back = false;
+    }
+
+    /// Appends a message to those that wait. One alone may always wait, whatever its size.
+    fn keep_back<B>(&mut self, turn: &mut Turn<'_, B>, waiting: Waiting) {
+        let bytes = self.waiting_bytes + waiting.message.size_bytes();
+        self.sends_back |= !self.waiting.is_empty()
+            && (self.waiting.len() >= turn.limits.deliveries_waiting_max
+                || bytes > turn.limits.deliveries_waiting_bytes_max);
+        if self.sends_back {
+            turn.outcomes.push(waiting.settler, waiting.tag, Outcome::NotOffered);
+        } else {
+            self.waiting_bytes = bytes;
+            self.waiting.push_back(waiting);
         }
     }
 
@@ -106,9 +135,13 @@ impl Deliverer {
         }
     }
 
-    /// False when the message has to wait.
-    fn send<B>(&mut self, turn: &mut Turn<'_, B>, waiting: &Waiting) -> bool {
+    /// False when the message has to wait. One whose time has ended by `now` is not sent.
+    fn send<B>(&mut self, turn: &mut Turn<'_, B>, waiting: &Waiting, now: Instant) -> bool {
         let Some(link) = self.link else { return false };
+        if waiting.message.is_expired(now) {
+            turn.outcomes.push(waiting.settler.clone(), waiting.tag, Outcome::Expired);
+            return true;
+        }
         if turn.engine.credit(link) == 0 {
             return false;
         }
@@ -142,7 +175,20 @@ impl Deliverer {
 
     /// Whoever made these deliveries waits for them no longer, and makes them anew.
     fn forget_abandoned<B>(&mut self, turn: &mut Turn<'_, B>) {
-        self.waiting.retain(|waiting| !waiting.settler.is_abandoned());
+        let known = self.settlers.len();
+        self.settlers.retain(|settler| !settler.is_abandoned());
+        if self.settlers.len() == known {
+            return;
+        }
+        let waiting_bytes = &mut self.waiting_bytes;
+        self.waiting.retain(|waiting| {
+            let abandoned = waiting.settler.is_abandoned();
+            if abandoned {
+                *waiting_bytes -= waiting.message.size_bytes();
+            }
+            !abandoned
+        });
+        self.sends_back &= !self.waiting.is_empty();
         self.in_flight.retain(|delivery, in_flight| {
             let abandoned = in_flight.settler.is_abandoned();
             if abandoned {

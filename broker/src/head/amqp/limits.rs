@@ -35,6 +35,8 @@ pub struct AmqpLimits {
     pub reply_bytes_max: usize,
     /// Messages that wait for credit of one identity; more go back to where they came from.
     pub deliveries_waiting_max: usize,
+    /// Bytes of these.
+    pub deliveries_waiting_bytes_max: usize,
     /// Host name of the IoT hub. User names of SASL PLAIN name its first label; without it PLAIN is refused.
     pub iot_hub_host: Option<Arc<str>>,
 }
@@ -56,6 +58,7 @@ impl Default for AmqpLimits {
             replies_waiting_max: 128,
             reply_bytes_max: 1 << 20,
             deliveries_waiting_max: 1_024,
+            deliveries_waiting_bytes_max: 16 << 20,
             iot_hub_host: None,
         }
     }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ahash::AHashMap;
-use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 
 use super::limits::AmqpLimits;
 use crate::amqp::{AttachRequest, LinkId, LinkKind, SessionId};
-use crate::backend::{Backend, Command, Login, LoginError, MAILBOX_COMMANDS_MAX};
+use crate::backend::{Backend, CommandReceiver, Login, LoginError, MAILBOX_COMMANDS_MAX, Mailbox};
 use crate::identity::Identity;
 
 /// A link that waits, and what it is for.
@@ -29,7 +28,7 @@ pub(super) struct Logins<B: Backend> {
 /// A login that succeeded.
 pub(super) struct LoggedIn<B: Backend> {
     pub(super) client: B::Client,
-    pub(super) mailbox: mpsc::Receiver<Command>,
+    pub(super) mailbox: CommandReceiver,
 }
 
 /// What has ended.
@@ -109,7 +108,7 @@ impl<B: Backend> Logins<B> {
         {
             let (backend, asked, limit) = (backend.clone(), login.clone(), limits.login_max);
             let task = self.tasks.spawn(async move {
-                let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+                let (sender, mailbox) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
                 Done::Login(match timeout(limit, backend.login(asked, sender)).await {
                     Ok(result) => result.map(|client| LoggedIn { client, mailbox }),
                     Err(_) => Err(too_slow()),

@@ -6,9 +6,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use ahash::AHashMap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
-use crate::backend::Command;
+use crate::backend::{Command, CommandReceiver};
 use crate::identity::Identity;
 
 /// Mailboxes by identity.
@@ -19,7 +18,7 @@ pub(super) struct Mailboxes {
 }
 
 struct Slot {
-    mailbox: mpsc::Receiver<Command>,
+    mailbox: CommandReceiver,
     waker: Waker,
 }
 
@@ -51,7 +50,7 @@ impl Wake for Bell {
 
 impl Mailboxes {
     /// Adds a mailbox; one that the identity had before is dropped.
-    pub(super) fn insert(&mut self, identity: &Identity, mailbox: mpsc::Receiver<Command>) {
+    pub(super) fn insert(&mut self, identity: &Identity, mailbox: CommandReceiver) {
         let bell = Arc::new(Bell { identity: identity.clone(), rung: self.rung.clone() });
         self.slots.insert(identity.clone(), Slot { mailbox, waker: bell.clone().into() });
         // The first look registers the bell.
@@ -92,14 +91,14 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
-    use crate::backend::CloseReason;
+    use crate::backend::{CloseReason, Mailbox};
 
     #[tokio::test]
     async fn commands_of_many_arrive_and_the_silent_are_not_looked_at() {
         let mut mailboxes = Mailboxes::default();
         let mut senders = Vec::new();
         for number in 0..2_000 {
-            let (sender, mailbox) = mpsc::channel(4);
+            let (sender, mailbox) = Mailbox::channel(4);
             let identity = Identity::device(&format!("d{number}")).unwrap();
             mailboxes.insert(&identity, mailbox);
             senders.push((identity, sender));

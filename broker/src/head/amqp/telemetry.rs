@@ -16,9 +16,36 @@ use crate::message::Message;
 
 /// Telemetry of all identities of a connection.
 pub(super) struct Telemetry<B: Backend> {
-    gathered: AHashMap<Identity, Gathered>,
+    gathered: GatheredOfAll,
     /// In the order in which the store was asked, which is the order in which it answers.
     commits: VecDeque<Pending<B>>,
+}
+
+/// What one turn brought, by identity.
+#[derive(Default)]
+struct GatheredOfAll {
+    identities: Vec<(Identity, Gathered)>,
+    places: AHashMap<Identity, usize>,
+}
+
+impl GatheredOfAll {
+    fn of(&mut self, identity: &Identity) -> &mut Gathered {
+        // What comes in one read is mostly of one.
+        let latest = self.identities.len().checked_sub(1);
+        let place = match latest.filter(|latest| self.identities[*latest].0 == *identity) {
+            Some(latest) => latest,
+            None => *self.places.entry(identity.clone()).or_insert_with(|| {
+                self.identities.push((identity.clone(), Gathered::default()));
+                self.identities.len() - 1
+            }),
+        };
+        &mut self.identities[place].1
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = (Identity, Gathered)> + use<'_> {
+        self.places.clear();
+        self.identities.drain(..)
+    }
 }
 
 /// What one turn brought for one identity.
@@ -36,7 +63,7 @@ struct Pending<B: Backend> {
 
 impl<B: Backend> Telemetry<B> {
     pub(super) fn new() -> Self {
-        Self { gathered: AHashMap::new(), commits: VecDeque::new() }
+        Self { gathered: GatheredOfAll::default(), commits: VecDeque::new() }
     }
 
     /// Takes a transfer: a message or a batch. It waits for [`Telemetry::publish`].
@@ -48,29 +75,24 @@ impl<B: Backend> Telemetry<B> {
         client: &B::Client,
         delivery: &Delivery,
     ) {
+        let of_identity = self.gathered.of(identity);
+        let before = of_identity.messages.len();
         let sender = backend.sender(client);
-        let messages = parse_batch(delivery.format, &delivery.payload)
+        let taken = parse_batch(delivery.format, &delivery.payload)
             .map_err(|error| Error::new(Condition::DECODE_ERROR, error.to_string()))
             .and_then(|batch| {
-                batch
-                    .iter()
-                    .map(|encoded| convert::message(encoded, sender.clone()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .and_then(|messages| {
                 // All are looked at before the first is stored.
-                for message in &messages {
-                    backend.check(client, message).map_err(|error| refusal(&error))?;
+                for encoded in &batch {
+                    let message = convert::message(encoded, sender.clone())?;
+                    backend.check(client, &message).map_err(|error| refusal(&error))?;
+                    of_identity.messages.push(message);
                 }
-                Ok(messages)
+                Ok(())
             });
-        match messages {
-            Ok(messages) => {
-                let of_identity = self.gathered.entry(identity.clone()).or_default();
-                of_identity.messages.extend(messages);
-                of_identity.deliveries.push(delivery.id);
-            }
+        match taken {
+            Ok(()) => of_identity.deliveries.push(delivery.id),
             Err(error) => {
+                of_identity.messages.truncate(before);
                 tracing::debug!(client = %identity, %error, "A transfer is rejected");
                 engine.settle(delivery.id, Outcome::Rejected(Some(error)));
             }
@@ -85,6 +107,10 @@ impl<B: Backend> Telemetry<B> {
         identities: &mut AHashMap<Identity, Connected<B>>,
     ) {
         for (identity, Gathered { messages, deliveries }) in self.gathered.drain() {
+            // All of it was rejected.
+            if deliveries.is_empty() {
+                continue;
+            }
             let Some(connected) = identities.get_mut(&identity) else { continue };
             match backend.publish(&mut connected.client, messages).await {
                 Ok(commit) => self.commits.push_back(Pending { commit, deliveries }),

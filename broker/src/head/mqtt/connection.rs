@@ -1,6 +1,7 @@
 //! One connection from CONNECT to its end: a single task that decodes in turns, publishes each turn as one batch,
 //! acknowledges in order, and writes deliveries.
 
+mod bell;
 mod turn;
 mod will;
 
@@ -14,10 +15,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::warn;
 
+use self::bell::Bell;
 use super::control::{self, NotCalled};
 use super::deliver::{Deliverer, DeliveryLimits, Notified};
 use super::encode;
@@ -27,7 +28,7 @@ use super::handshake::{self, Admitted};
 use super::packet::PacketId;
 use super::session::{FeatureSet, Session};
 use super::wire::Wire;
-use crate::backend::{Backend, CallId, CloseReason, Command, PublishError};
+use crate::backend::{Backend, CallId, CloseReason, Command, CommandReceiver, PublishError};
 use crate::head::anteroom::Anteroom;
 use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
@@ -39,7 +40,7 @@ const OUTPUT_BACKLOG_BYTES_MAX: usize = 1_048_576;
 const READ_AHEAD_BYTES_MAX: usize = 65_536;
 /// Deliveries out at QoS 1 that the client has not acknowledged.
 const IN_FLIGHT_MAX: usize = 4_096;
-/// Deliveries that wait behind a full output or window; the pumps' own windows keep far below.
+/// Deliveries that wait behind a full output or window; the pumps' own windows keep far below. More go back.
 const WAITING_MAX: usize = 8_192;
 /// Twin answers, notifications and method calls that wait behind a full output.
 const NOTICES_WAITING_MAX: usize = 100;
@@ -70,6 +71,9 @@ pub struct MqttLimits {
     pub publishes_pending_max: usize,
     /// Bytes of those packets.
     pub publishes_pending_bytes_max: usize,
+    /// Bytes of the messages that wait behind a slow client; what does not fit goes back to where it came from, and is
+    /// offered again.
+    pub deliveries_waiting_bytes_max: usize,
     /// A client that takes none of the bytes that wait for it for so long is cut off.
     pub write_stall_max: Duration,
     /// Whether a device may log in with a certificate.
@@ -85,6 +89,7 @@ impl Default for MqttLimits {
             silence_max: Duration::from_secs(600),
             publishes_pending_max: 1_024,
             publishes_pending_bytes_max: 1_048_576,
+            deliveries_waiting_bytes_max: 16_777_216,
             write_stall_max: Duration::from_secs(60),
             certificate_authentication: true,
         }
@@ -116,10 +121,11 @@ where
 {
     let mut shutdown = pin!(shutdown);
     let mut wire = Wire::new(stream);
+    // What is done once has memory of its own, which an open connection does not keep.
     let admitted = tokio::select! {
         biased;
         () = shutdown.as_mut() => Err(ConnectionEnd::Closed(CloseReason::Stopping)),
-        admitted = handshake::admit(&mut wire, &backend, &limits, peer) => admitted,
+        admitted = Box::pin(handshake::admit(&mut wire, &backend, &limits, peer)) => admitted,
     };
     let (end, identity) = match admitted {
         Err(end) => (end, None),
@@ -133,7 +139,7 @@ where
         // There is no time for an orderly end: the place is needed.
         return end;
     }
-    wire.close(matches!(end, ConnectionEnd::Refused(_) | ConnectionEnd::PeerClosed)).await;
+    Box::pin(wire.close(matches!(end, ConnectionEnd::Refused(_) | ConnectionEnd::PeerClosed))).await;
     end
 }
 
@@ -153,7 +159,7 @@ async fn run<S, B, F>(
     wire: &mut Wire<S>,
     backend: &B,
     limits: MqttLimits,
-    admitted: Admitted<B::Client>,
+    admitted: Box<Admitted<B::Client>>,
     shutdown: Pin<&mut F>,
 ) -> ConnectionEnd
 where
@@ -170,7 +176,7 @@ where
         persistent,
         keep_alive_secs,
         will,
-    } = admitted;
+    } = *admitted;
     let sender = backend.sender(&client);
     let silence_max = match keep_alive_secs {
         0 => limits.silence_max,
@@ -180,6 +186,7 @@ where
     let delivery_limits = DeliveryLimits {
         in_flight_max: IN_FLIGHT_MAX,
         waiting_max: WAITING_MAX,
+        waiting_bytes_max: limits.deliveries_waiting_bytes_max,
         notices_waiting_max: NOTICES_WAITING_MAX,
         notices_waiting_bytes_max: NOTICES_WAITING_BYTES_MAX,
         notices_in_flight_max: NOTICES_IN_FLIGHT_MAX,
@@ -205,10 +212,12 @@ where
         silence_max,
         last_packet: now,
         timer: Box::pin(sleep_until(now + silence_max)),
+        bell: Bell::new(),
+        timer_rang: true,
     };
     let end = connection.work(backend, &mut client, &sender, persistent).await;
     if let Some(will) = will.filter(|_| end.keeps_will()) {
-        let published = will::publish_will(backend, &mut client, &sender, will);
+        let published = Box::pin(will::publish_will(backend, &mut client, &sender, will));
         if timeout(WILL_MAX, published).await.is_err() {
             warn!(code = "EH2001", "client {}: its will could not be stored in time", sender.identity);
         }
@@ -219,7 +228,7 @@ where
 struct Connection<'a, S, F, C> {
     wire: &'a mut Wire<S>,
     limits: MqttLimits,
-    mailbox: mpsc::Receiver<Command>,
+    mailbox: CommandReceiver,
     shutdown: Pin<&'a mut F>,
     deliverer: Deliverer,
     identity: Identity,
@@ -241,6 +250,10 @@ struct Connection<'a, S, F, C> {
     silence_max: Duration,
     last_packet: Instant,
     timer: Pin<Box<Sleep>>,
+    /// Rings for the end of the hub, the mailbox and the timer: what most packets do not concern.
+    bell: Bell,
+    /// Whether the timer is to be looked at.
+    timer_rang: bool,
 }
 
 /// The publishes of one turn.
@@ -293,8 +306,7 @@ where
     }
 
     /// Runs a future that needs the client; meanwhile everything goes on but decoding.
-    async fn drive<T: Future>(&mut self, future: T) -> Result<T::Output, ConnectionEnd> {
-        let mut future = pin!(future);
+    async fn drive<T: Future>(&mut self, mut future: Pin<&mut T>) -> Result<T::Output, ConnectionEnd> {
         poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
@@ -311,14 +323,19 @@ where
     /// Does all that needs no client, until there is a packet to decode or the connection ends. With `driving`,
     /// only the hub, the store or a stalled peer can end it.
     fn poll_progress(&mut self, cx: &mut Context<'_>, driving: bool) -> Poll<Progress> {
-        if self.shutdown.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Progress::End(ConnectionEnd::Closed(CloseReason::Stopping)));
-        }
-        while let Poll::Ready(command) = self.mailbox.poll_recv(cx) {
-            // A backend that lets go of the mailbox will never deliver or close again.
-            let command = command.unwrap_or(Command::Close(CloseReason::TakenOver));
-            if let Err(end) = self.obey(command) {
-                return Poll::Ready(Progress::End(end));
+        if self.bell.rang(cx) {
+            self.timer_rang = true;
+            let waker = self.bell.waker().clone();
+            let mut bell = Context::from_waker(&waker);
+            if self.shutdown.as_mut().poll(&mut bell).is_ready() {
+                return Poll::Ready(Progress::End(ConnectionEnd::Closed(CloseReason::Stopping)));
+            }
+            while let Poll::Ready(command) = self.mailbox.poll_recv(&mut bell) {
+                // A backend that lets go of the mailbox will never deliver or close again.
+                let command = command.unwrap_or(Command::Close(CloseReason::TakenOver));
+                if let Err(end) = self.obey(command) {
+                    return Poll::Ready(Progress::End(end));
+                }
             }
         }
         if let Err(error) = self.acknowledge_stored(cx) {
@@ -356,14 +373,14 @@ where
                 return Poll::Ready(Progress::End(ConnectionEnd::PeerClosed));
             }
         }
-        self.poll_timer(cx, driving).map(Progress::End)
+        self.poll_timer(driving).map(Progress::End)
     }
 
     /// Does what the hub asks for.
     fn obey(&mut self, command: Command) -> Result<(), ConnectionEnd> {
         match command {
             Command::Deliver(deliveries) => {
-                self.deliverer.deliver(self.wire, &self.session, deliveries)?;
+                self.deliverer.deliver(self.wire, &self.session, deliveries);
             }
             Command::TwinAnswer(answer) => {
                 if let Some(notice) = control::twin_answer(&answer) {
@@ -413,14 +430,19 @@ where
         Ok(())
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>, driving: bool) -> Poll<ConnectionEnd> {
+    fn poll_timer(&mut self, driving: bool) -> Poll<ConnectionEnd> {
         let stall_deadline = self.wire.stalled_since().map(|since| since + self.limits.write_stall_max);
         if let Some(deadline) = stall_deadline
             && deadline < self.timer.deadline()
         {
             self.timer.as_mut().reset(deadline);
+            self.timer_rang = true;
         }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        if !std::mem::take(&mut self.timer_rang) {
+            return Poll::Pending;
+        }
+        let mut bell = Context::from_waker(self.bell.waker());
+        while self.timer.as_mut().poll(&mut bell).is_ready() {
             let now = Instant::now();
             if stall_deadline.is_some_and(|deadline| deadline <= now) {
                 return Poll::Ready(ConnectionEnd::TooSlow);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use ahash::AHashMap;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::control::Notice;
 use super::packet::{PacketId, QoS};
@@ -22,13 +23,14 @@ const QOS_PROPERTY: &str = "mqtt-qos";
 pub(super) struct DeliveryLimits {
     pub(super) in_flight_max: usize,
     pub(super) waiting_max: usize,
+    pub(super) waiting_bytes_max: usize,
     pub(super) notices_waiting_max: usize,
     pub(super) notices_waiting_bytes_max: usize,
     pub(super) notices_in_flight_max: usize,
     pub(super) output_backlog_bytes_max: usize,
 }
 
-/// The client takes its messages too slowly, or never acknowledges any.
+/// The client takes too slowly what nobody offers it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooSlow;
 
@@ -50,6 +52,9 @@ pub(super) struct Deliverer {
     in_flight_keys: AHashMap<u64, u32>,
     hasher: ahash::RandomState,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// Something went back for want of room. What comes next does as well, until nothing waits: it must not overtake.
+    sends_back: bool,
     notices_waiting: VecDeque<Notice>,
     notices_waiting_bytes: usize,
     notices_in_flight: usize,
@@ -71,6 +76,15 @@ struct Waiting {
     message: Message,
 }
 
+/// What was not sent.
+#[derive(Default)]
+struct Unsent {
+    not_offered: Vec<(Settler, u64)>,
+    expired: Vec<(Settler, u64)>,
+    /// The time that messages are judged by, once one asks for it.
+    now: Option<Instant>,
+}
+
 impl Deliverer {
     pub(super) fn new(receiver: Identity, limits: DeliveryLimits) -> Self {
         Self {
@@ -81,6 +95,8 @@ impl Deliverer {
             in_flight_keys: AHashMap::new(),
             hasher: ahash::RandomState::new(),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            sends_back: false,
             notices_waiting: VecDeque::new(),
             notices_waiting_bytes: 0,
             notices_in_flight: 0,
@@ -90,25 +106,27 @@ impl Deliverer {
         }
     }
 
-    /// Takes deliveries over; they are written at once or when there is room.
+    /// Takes deliveries over; they are written at once or when there is room. Those that may not even wait go back to
+    /// where they came from.
     pub(super) fn deliver<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         wire: &mut Wire<S>,
         session: &Session,
         deliveries: Deliveries,
-    ) -> Result<(), TooSlow> {
+    ) {
         let Deliveries { target, messages, settler } = deliveries;
-        if self.waiting.len() + messages.len() > self.limits.waiting_max {
-            return Err(TooSlow);
+        let mut unsent = Unsent::default();
+        self.send_notices(wire, session);
+        self.forget_abandoned();
+        for (tag, message) in messages {
+            let waiting = Waiting { target: target.clone(), settler: settler.clone(), tag, message };
+            if self.waiting.is_empty() && !self.sends_back && self.has_room(wire) {
+                self.send(wire, session, waiting, &mut unsent);
+            } else {
+                self.keep_back(waiting, &mut unsent);
+            }
         }
-        self.waiting.extend(messages.into_iter().map(|(tag, message)| Waiting {
-            target: target.clone(),
-            settler: settler.clone(),
-            tag,
-            message,
-        }));
-        self.resume(wire, session);
-        Ok(())
+        unsent.settle();
     }
 
     /// Writes what waits, as far as there is room; false when nothing could be written.
@@ -117,17 +135,53 @@ impl Deliverer {
         wire: &mut Wire<S>,
         session: &Session,
     ) -> bool {
-        let mut unwanted = Vec::new();
+        let mut unsent = Unsent::default();
         let mut resumed = self.send_notices(wire, session);
-        while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
-            && self.in_flight.len() < self.limits.in_flight_max
+        while self.has_room(wire)
             && let Some(waiting) = self.waiting.pop_front()
         {
-            self.send(wire, session, waiting, &mut unwanted);
+            self.waiting_bytes -= waiting.message.size_bytes();
             resumed = true;
+            if !waiting.settler.is_abandoned() {
+                // The time for its answer begins now, not when it began to wait.
+                waiting.settler.sent(waiting.tag);
+                self.send(wire, session, waiting, &mut unsent);
+            }
         }
-        settle_all(&mut unwanted, Outcome::NotOffered);
+        self.sends_back &= !self.waiting.is_empty();
+        unsent.settle();
         resumed
+    }
+
+    fn has_room<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &Wire<S>) -> bool {
+        wire.backlog_bytes() < self.limits.output_backlog_bytes_max
+            && self.in_flight.len() < self.limits.in_flight_max
+    }
+
+    /// Appends a message to those that wait. One alone may always wait, whatever its size.
+    fn keep_back(&mut self, waiting: Waiting, unsent: &mut Unsent) {
+        let bytes = self.waiting_bytes + waiting.message.size_bytes();
+        self.sends_back |= !self.waiting.is_empty()
+            && (self.waiting.len() >= self.limits.waiting_max || bytes > self.limits.waiting_bytes_max);
+        if self.sends_back {
+            unsent.not_offered.push((waiting.settler, waiting.tag));
+        } else {
+            self.waiting_bytes = bytes;
+            self.waiting.push_back(waiting);
+        }
+    }
+
+    /// Whoever made these deliveries waits for them no longer, and makes them anew.
+    fn forget_abandoned(&mut self) {
+        let waiting_bytes = &mut self.waiting_bytes;
+        self.waiting.retain(|waiting| {
+            let abandoned = waiting.settler.is_abandoned();
+            if abandoned {
+                *waiting_bytes -= waiting.message.size_bytes();
+            }
+            !abandoned
+        });
+        self.sends_back &= !self.waiting.is_empty();
     }
 
     /// Takes a notice over; it is written at once, before any message, or when there is room.
@@ -219,9 +273,14 @@ impl Deliverer {
         wire: &mut Wire<S>,
         session: &Session,
         waiting: Waiting,
-        unwanted: &mut Vec<(Settler, u64)>,
+        unsent: &mut Unsent,
     ) {
         let Waiting { target, settler, tag, message } = waiting;
+        // Its time may have ended since its pump looked: the mailbox and the socket take their time.
+        if message.expires_at.is_some() && message.is_expired(*unsent.now.get_or_insert_with(Instant::now)) {
+            unsent.expired.push((settler, tag));
+            return;
+        }
         let mut topic = std::mem::take(&mut self.topic);
         topic.clear();
         // Inputs are a module's, cloud-to-device messages a device's, whatever else a filter would match.
@@ -237,7 +296,7 @@ impl Deliverer {
         };
         let granted = std::str::from_utf8(&topic).ok().and_then(|text| session.granted(text));
         match granted.filter(|_| takes) {
-            None => unwanted.push((settler, tag)),
+            None => unsent.not_offered.push((settler, tag)),
             Some(granted) => {
                 let asked_for = message.properties.application(|name| name == QOS_PROPERTY);
                 let packet_id = (granted == QoS::AtLeastOnce && asked_for != Value::Text("0"))
@@ -274,6 +333,13 @@ impl Deliverer {
                 return packet_id;
             }
         }
+    }
+}
+
+impl Unsent {
+    fn settle(mut self) {
+        settle_all(&mut self.not_offered, Outcome::NotOffered);
+        settle_all(&mut self.expired, Outcome::Expired);
     }
 }
 

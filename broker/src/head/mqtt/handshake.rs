@@ -6,7 +6,6 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
 use tokio::time::{timeout, timeout_at};
 use tracing::{info, warn};
 
@@ -18,7 +17,9 @@ use super::packet::{self, Connect, DecodeError, Packet, Text, Will};
 use super::session::Session;
 use super::username::UserName;
 use super::wire::Wire;
-use crate::backend::{Backend, Command, Credentials, Login, LoginError, MAILBOX_COMMANDS_MAX, Protocol};
+use crate::backend::{
+    Backend, CommandReceiver, Credentials, Login, LoginError, MAILBOX_COMMANDS_MAX, Mailbox, Protocol,
+};
 use crate::head::warn_limit::WarnLimit;
 use crate::identity::Identity;
 
@@ -27,7 +28,7 @@ static REFUSED: WarnLimit = WarnLimit::new();
 /// A client that was let in.
 pub(super) struct Admitted<C> {
     pub(super) client: C,
-    pub(super) mailbox: mpsc::Receiver<Command>,
+    pub(super) mailbox: CommandReceiver,
     pub(super) identity: Identity,
     pub(super) session: Session,
     /// The session as the store has it; empty when it has none.
@@ -44,13 +45,13 @@ pub(super) async fn admit<S, B>(
     backend: &B,
     limits: &MqttLimits,
     peer: Peer,
-) -> Result<Admitted<B::Client>, ConnectionEnd>
+) -> Result<Box<Admitted<B::Client>>, ConnectionEnd>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     B: Backend,
 {
     let connect = arrived(wire, limits, &peer).await?;
-    let (sender, mailbox) = mpsc::channel(MAILBOX_COMMANDS_MAX);
+    let (sender, mailbox) = Mailbox::channel(MAILBOX_COMMANDS_MAX);
     let login = match login(&connect, limits, peer) {
         Ok(login) => login,
         Err((code, reason)) => return Err(refuse(wire, code, &reason)),
@@ -101,7 +102,7 @@ where
         payload: Bytes::copy_from_slice(&will.payload),
         ..will
     });
-    Ok(Admitted {
+    Ok(Box::new(Admitted {
         client,
         mailbox,
         identity,
@@ -110,7 +111,7 @@ where
         persistent,
         keep_alive_secs: connect.keep_alive_secs,
         will,
-    })
+    }))
 }
 
 /// Refuses whoever connects.

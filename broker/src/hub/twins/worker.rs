@@ -2,7 +2,8 @@
 //! upstream's in step.
 //!
 //! At most one reading and one update are under way upstream at a time, side by side; meanwhile everything else goes on.
-//! What waits for the upstream is sent before the twins are compared.
+//! What waits for the upstream is sent before the twins are compared; a comparison that falls due while a reading or an
+//! update is under way begins with its end.
 
 mod reading;
 mod reporting;
@@ -101,7 +102,10 @@ pub(super) async fn run(twins: Arc<Twins>, identity: Identity, slot: Arc<Slot>) 
 impl Worker {
     async fn wait(&mut self) -> Wake {
         let now = Instant::now();
-        let due = [self.report_at, self.compare_at].into_iter().flatten().min();
+        // What waits for the end of something under way is woken by it.
+        let report_at = self.report_at.filter(|_| self.reporting.is_none());
+        let compare_at = self.compare_at.filter(|_| self.reading.is_none() && self.reporting.is_none());
+        let due = [report_at, compare_at].into_iter().flatten().min();
         let idle = due.is_none() && self.reading.is_none() && self.reporting.is_none();
         if self.twins.is_full() {
             self.forget_record();
@@ -171,7 +175,10 @@ impl Worker {
                 self.report_at = Some(now);
             }
         }
-        if compare && (self.is_own() || self.record.as_ref().is_some_and(|record| record.desired.is_some())) {
+        // What is being read may be older than the links; what is read from now on is not.
+        let older =
+            self.reading.is_some() || self.record.as_ref().is_some_and(|record| record.desired.is_some());
+        if compare && (self.is_own() || older) {
             self.compare_at = Some(now);
         }
         if missed {
@@ -222,9 +229,6 @@ impl Worker {
                 self.compare_at = None;
             }
             self.begin_reading(compares).await;
-        } else if is_due(self.compare_at) {
-            // It follows what is under way, whose end wakes the worker.
-            self.compare_at = Some(now + Duration::from_secs(MAILBOX_SECS));
         }
         if self.reading.is_none() && self.reporting.is_none() {
             self.permit = None;

@@ -1,6 +1,5 @@
 //! The control plane on a connection: twin requests up, notifications, method calls and cloud-to-device messages down.
 
-use metrics::counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -10,13 +9,11 @@ use super::super::control::{ControlError, Downward, Request};
 use super::super::convert;
 use super::super::lanes::LaneId;
 use super::super::remote::Notifying;
+use super::super::tell;
 use super::super::twins::{Answered, Ask};
 use super::super::work::Work;
 use super::Uplink;
 use crate::amqp::{Condition, Delivery, Error, LinkKind, Message, Outcome, SendError};
-use crate::head::warn_limit::WarnLimit;
-
-static DOWNWARD_WARNINGS: WarnLimit = WarnLimit::new();
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Takes a request of the hub.
@@ -77,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     pub(super) fn twin_answered(&mut self, lane: LaneId, delivery: &Delivery, work: &mut Work) {
         self.driver.connection().settle(delivery.id, Outcome::Accepted);
         let Ok(message) = Message::parse(&delivery.payload) else {
-            return warn_unreadable(lane, work, "a twin message");
+            return tell::unreadable(work.identity(lane), "a twin message");
         };
         let now = Instant::now();
         let answered = self.twins.answered(lane, &message);
@@ -85,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         remote.since = now;
         match answered {
             Answered::Stray => return,
-            Answered::Done => {}
+            Answered::Done => self.worked = true,
             Answered::Throttled(reason) => {
                 self.throttled_for(reason, self.options.operation_timeout);
             }
@@ -100,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 work.wants.park(lane, None, now);
             }
             Answered::Desired(patch) => {
+                self.worked = true;
                 let identity = work.identity(lane).clone();
                 if work.outbox.push(Downward::Desired { identity: identity.clone(), patch }).is_err() {
                     work.outbox.missed(&identity);
@@ -116,14 +114,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         self.touch(lane, work);
         let call = Message::parse(&delivery.payload).ok();
         let Some((correlation, name, payload)) = call.as_ref().and_then(convert::method_call) else {
-            return warn_unreadable(lane, work, "a method call");
+            return tell::unreadable(work.identity(lane), "a method call");
         };
         let (answer, receiver) = oneshot::channel();
         let identity = work.identity(lane).clone();
         let event = Downward::Method { identity, name, payload, answer };
         if !self.answers.has_room_for_call() || work.outbox.push(event).is_err() {
             // The caller hears nothing and gives up in its time.
-            return refuse(lane, work, "call", "Too many method calls wait; one is dropped");
+            return tell::no_room(work.identity(lane), "call", "Too many method calls wait; one is dropped");
         }
         self.answers.expect_call(lane, correlation, receiver);
     }
@@ -141,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             Ok(message) => Box::new(message),
             Err(error) => {
                 engine.settle(delivery.id, Outcome::Rejected(Some(error)));
-                return warn_unreadable(lane, work, "a cloud-to-device message");
+                return tell::unreadable(work.identity(lane), "a cloud-to-device message");
             }
         };
         let (settle, receiver) = oneshot::channel();
@@ -149,7 +147,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let event = Downward::CloudToDevice { identity, message, settle };
         if !self.answers.has_room_for_delivery() || work.outbox.push(event).is_err() {
             engine.settle(delivery.id, Outcome::Released);
-            return refuse(lane, work, "message", "Too many messages from the cloud wait; one is given back");
+            return tell::no_room(
+                work.identity(lane),
+                "message",
+                "Too many messages from the cloud wait; one is given back",
+            );
         }
         self.answers.expect_delivery(delivery.id, receiver);
     }
@@ -179,22 +181,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Something came for an identity.
     fn touch(&mut self, lane: LaneId, work: &mut Work) {
         let now = Instant::now();
+        self.worked = true;
         if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.since = now;
         }
         work.watchdog.progressed(lane, now);
-    }
-}
-
-fn warn_unreadable(lane: LaneId, work: &Work, what: &'static str) {
-    if let Some(others) = DOWNWARD_WARNINGS.admit() {
-        tracing::warn!(code = "EH5009", identity = %work.identity(lane), what, others, "The upstream sent what cannot be read");
-    }
-}
-
-fn refuse(lane: LaneId, work: &Work, what: &'static str, text: &'static str) {
-    counter!("edgehub_upstream_refused_total", "kind" => what).increment(1);
-    if let Some(others) = DOWNWARD_WARNINGS.admit() {
-        tracing::warn!(code = "EH5010", identity = %work.identity(lane), others, "{text}");
     }
 }

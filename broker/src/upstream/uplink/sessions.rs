@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use edgehub_storage::DeadLetterReason;
-use metrics::counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -13,15 +12,13 @@ use super::super::failure::Failure;
 use super::super::lanes::{LaneId, Lanes};
 use super::super::plain::UpstreamKind;
 use super::super::remote::{Kinds, Notifying, Phase, Remote, needed};
+use super::super::tell;
 use super::super::tokens::Holder;
 use super::super::twins::Ask;
 use super::super::verdict::{control_error, ended, is_throttling};
 use super::super::work::Work;
 use super::Uplink;
 use crate::amqp::{AttachOptions, Error, LinkId, LinkKind, SessionId};
-use crate::head::warn_limit::WarnLimit;
-
-static IDENTITY_WARNINGS: WarnLimit = WarnLimit::new();
 
 const TWIN_KINDS: [LinkKind; 2] = [LinkKind::TwinAnswers, LinkKind::TwinRequests];
 
@@ -255,13 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         if of_identity || kind == LinkKind::Telemetry {
             return self.link_lost(link, error, work);
         }
-        if let Some(others) = IDENTITY_WARNINGS.admit() {
-            let reason = ended("the link", error);
-            tracing::warn!(
-                code = "EH5011", identity = %work.identity(lane), ?kind, reason, others,
-                "The upstream does not serve what a client wants; it is asked again after a pause"
-            );
-        }
+        tell::not_served(work.identity(lane), kind, &ended("the link", error));
         let kinds: &[LinkKind] = match kind {
             LinkKind::MethodCalls | LinkKind::MethodResponses => {
                 &[LinkKind::MethodCalls, LinkKind::MethodResponses]
@@ -324,14 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             true => Duration::ZERO,
             false => work.lanes.park(lane, Instant::now()),
         };
-        counter!("edgehub_operation_retry_total", "id" => "iothub", "operation" => "SendMessageToCloud")
-            .increment(1);
-        if let Some(others) = IDENTITY_WARNINGS.admit() {
-            tracing::warn!(
-                code = "EH5012", identity = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
-                "The upstream session of an identity failed and is made anew after a pause"
-            );
-        }
+        tell::failed(work.identity(lane), self.to(), reason, pause);
         self.fail_control(lane, error, work);
         self.drop_remote(lane);
         pause

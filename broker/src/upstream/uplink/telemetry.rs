@@ -209,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             .increment(1);
         if let Some(others) = LANE_WARNINGS.admit() {
             tracing::warn!(
-                code = "EH5004", sender = %work.identity(lane), reason, pause_secs = pause.as_secs_f32(), others,
+                code = "EH5004", sender = %work.identity(lane), to = self.to(), reason, pause_secs = pause.as_secs_f32(), others,
                 "Messages of one sender cannot go up and are offered again after a pause"
             );
         }

@@ -44,7 +44,13 @@ pub(super) fn condition(file: &File<'_>, vector: &Value) -> Verdict {
 
 fn in_route(condition: &str, message: &impl MessageView) -> Result<Truth, Refusal> {
     let route = format!("FROM /messages WHERE {condition} INTO $upstream");
-    let spec = RouteSpec { name: "r", text: &route, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let spec = RouteSpec {
+        name: "r",
+        text: &route,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     let (table, errors) = RouteTable::compile([spec], "edge");
     if let Some(error) = errors.first() {
         return Err(Refusal::Failed { expected: "a route that compiles".to_owned(), got: error.to_string() });

@@ -30,7 +30,13 @@ pub(super) fn route(vector: &Value) -> Verdict {
 /// A route that must be refused.
 pub(super) fn route_error(vector: &Value) -> Verdict {
     let own = text(vector, "route")?;
-    let spec = RouteSpec { name: "r", text: own, priority: DEFAULT_PRIORITY, time_to_live_secs: 0 };
+    let spec = RouteSpec {
+        name: "r",
+        text: own,
+        priority: DEFAULT_PRIORITY,
+        time_to_live_secs: 0,
+        upstream_target: None,
+    };
     let (_, errors) = RouteTable::compile([spec], "edge");
     match errors.first().and_then(|error| error.diagnostics.first()) {
         Some(first) => {
@@ -101,7 +107,9 @@ pub(super) fn sink(vector: &Value) -> Verdict {
             got["module"] = (*module).into();
             got["input"] = (*input).into();
         }
-        Ok(Route { sink: Sink::Upstream, .. }) => got["system"] = "$upstream".into(),
+        Ok(Route { sink: Sink::Upstream | Sink::UpstreamTarget(_), .. }) => {
+            got["system"] = "$upstream".into()
+        }
         Err(error) => got["error"] = error.to_string().into(),
     }
     let mut expected = match &vector["expect"] {
@@ -263,7 +271,7 @@ fn any_input(sinks: &[&Sink], module: &str, inputs: &[String]) -> bool {
         Sink::ModuleInput { module: own, input } => {
             **own == *module && (inputs.is_empty() || inputs.iter().any(|listed| *listed == **input))
         }
-        Sink::Upstream => false,
+        Sink::Upstream | Sink::UpstreamTarget(_) => false,
     })
 }
 
@@ -316,8 +324,9 @@ fn is_sink(expected: &Value, sink: &Sink, endpoint_id: &str) -> bool {
     let upstream = |name: &str| name.eq_ignore_ascii_case("$upstream") || name == UPSTREAM_ENDPOINT;
     match (expected, sink) {
         (Value::String(name), Sink::Upstream) => upstream(name),
-        (Value::String(name), Sink::ModuleInput { .. }) => name == endpoint_id,
+        (Value::String(name), Sink::UpstreamTarget(_) | Sink::ModuleInput { .. }) => name == endpoint_id,
         (expected, Sink::Upstream) => expected["system"].as_str().is_some_and(upstream),
+        (expected, Sink::UpstreamTarget(address)) => expected["address"] == **address,
         (expected, Sink::ModuleInput { module, input }) => {
             let own = expected["module"].as_str().or_else(|| expected["moduleId"].as_str());
             own == Some(&**module) && expected["input"] == **input

@@ -1,6 +1,7 @@
 //! One turn: every complete packet of the input, what it asks of the backend, and what is stored before it is
 //! answered.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -211,15 +212,20 @@ where
             let commit = if messages.is_empty() {
                 None
             } else {
-                Some(self.drive(backend.publish(client, messages)).await?.map_err(ConnectionEnd::Store)?)
+                let publishing = pin!(backend.publish(client, messages));
+                Some(self.drive(publishing).await?.map_err(ConnectionEnd::Store)?)
             };
             self.pending += count;
             self.pending_bytes += bytes;
+            if self.publishes.capacity() == 0 {
+                // Most devices have one message under way.
+                self.publishes.reserve_exact(1);
+            }
             self.publishes.push_back(Publishes { commit, acknowledged, count, bytes });
         }
         if !answers.is_empty() {
             if persistent {
-                self.store_session(backend).await?;
+                Box::pin(self.store_session(backend)).await?;
             }
             self.switch_features(backend, client);
             self.wire.output.extend_from_slice(&answers);
@@ -235,7 +241,8 @@ where
         let bytes = self.session.to_bytes();
         if self.stored_session != bytes {
             let identity = self.identity.clone();
-            let stored = self.drive(backend.store_session(&identity, Some(bytes.clone()))).await?;
+            let storing = pin!(backend.store_session(&identity, Some(bytes.clone())));
+            let stored = self.drive(storing).await?;
             stored.map_err(ConnectionEnd::Store)?;
             self.stored_session = bytes;
         }

@@ -157,10 +157,6 @@ impl Worker {
     /// Takes the upstream's answer to reported properties.
     pub(super) async fn reported(&mut self, reported: Result<(), ControlError>) {
         let Some(reporting) = self.reporting.take() else { return };
-        // A comparison that waited for it.
-        if self.compare_at.is_some() {
-            self.compare_at = Some(Instant::now());
-        }
         match reported {
             Ok(()) => {
                 let labels = self.labels("target", "upstream");

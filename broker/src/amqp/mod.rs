@@ -25,6 +25,7 @@ mod error;
 mod event;
 pub mod frame;
 mod handshake;
+mod incoming;
 mod io;
 mod link;
 mod message;

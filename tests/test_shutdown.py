@@ -166,7 +166,7 @@ def called_at_last(manager, identity):
         try:
             return invoke(manager, identity, "reboot", {})
         except Exception as error:  # pylint: disable=broad-except # the SDK's own, of several kinds
-            if "404" not in str(error) and "NotFound" not in str(error) and "DeviceNotOnline" not in str(error):
+            if "Not Found" not in str(error):
                 raise
             return None
 

@@ -140,7 +140,7 @@ def test_a_hostile_message_is_refused_alone(site, stream):
                 assert wire.publish(amqp.data(b"good")) == amqp.ACCEPTED, name
 
 
-def flood(wire, content):
+def flood(name, wire, content):
     """Sends, and reads nothing, until the hub hangs up. What it takes while it does that, it forgets at once."""
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     wire.socket.settimeout(1)
@@ -148,7 +148,7 @@ def flood(wire, content):
     end = time.monotonic() + CUT_SECS
     with contextlib.suppress(ssl.SSLError, ConnectionError):
         while not wire.was_cut():
-            assert time.monotonic() < end, f"the hub neither reads nor hangs up: it took {sent} bytes"
+            assert time.monotonic() < end, f"{name}: the hub neither reads nor hangs up: it took {sent} bytes"
             # A write that waited is taken up again where it was.
             with contextlib.suppress(TimeoutError):
                 sent += wire.socket.send(content[sent % len(content) :])
@@ -162,13 +162,13 @@ def test_a_client_that_asks_and_never_reads_is_not_listened_to(site):
     with contextlib.ExitStack() as stack:
         go_on = stack.enter_context(others(site, "deaf"))
         before = site.hub.resident_bytes()
-        deaf = [
-            stack.enter_context(state(site, in_websocket))
-            for in_websocket in STREAMS.values()
+        deaf = {
+            f"{stream}, {state.__name__}": stack.enter_context(state(site, in_websocket))
+            for stream, in_websocket in STREAMS.items()
             for state in (opened, logged_in)
-        ]
+        }
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(deaf)))
-        floods = [pool.submit(flood, wire, asked) for wire in deaf]
+        floods = [pool.submit(flood, name, wire, asked) for name, wire in deaf.items()]
         while not all(each.done() for each in floods):
             go_on()
             assert site.hub.resident_bytes() - before < 64 * MIB

@@ -191,6 +191,24 @@ impl AsyncWrite for Talkative {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_stops_talking_holds_up_no_deadline() {
+    let talkative = Talkative { bytes: Bytes::from(client_bytes(|_, _| {})), reads: usize::MAX };
+    let mut driver = Driver::new(talkative, Connection::listener(Options::default(), now()));
+    driver.turn().await;
+    while driver.connection().poll_event().is_some() {}
+    // The peer talks on in the place of its own close.
+    driver.connection().close(None, now());
+    for second in 0.. {
+        if driver.is_finished() {
+            break;
+        }
+        assert!(second < 60, "the wait for the close of the peer has an end");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        driver.turn().await;
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_never_stops_talking_gives_way_to_other_sockets_of_its_thread() {
     const ROUNDS: usize = 50;

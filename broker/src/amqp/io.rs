@@ -113,7 +113,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             Ok(read) => read,
             Err(error) => return self.lost(&error),
         };
-        if read || wrote || self.poll_time(cx) { Poll::Ready(()) } else { Poll::Pending }
+        // Also beside bytes: a peer that never stops sending must not keep a deadline from being seen.
+        let due = self.poll_time(cx);
+        if read || wrote || due { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Writes the rest, ends the stream in order, and waits a little for the peer's end.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use edgehub_storage::{DeadLetterReason, Outcome, Settlement};
 use smallvec::SmallVec;
 
-use super::lanes::Chunk;
+use super::lanes::{Chunk, LaneId};
+use super::work::Work;
 use crate::delivery::{Loss, Losses, QueueReader, Queued};
 use crate::head::warn_limit::WarnLimit;
 
@@ -46,15 +47,32 @@ impl Fates {
         });
     }
 
-    /// The upstream will never take a message: it goes to the dead letters. False if they cannot take it now.
+    /// Messages of a lane go to the dead letters. Those that these cannot take now are read again after a pause of the
+    /// lane; false then.
     #[must_use = "a message that was not taken is still queued"]
-    pub(super) fn give_up(
+    pub(super) fn give_up_all(
         &self,
-        queued: &Queued,
+        lane: LaneId,
+        messages: &[Queued],
         reason: DeadLetterReason,
         text: &str,
-        reader: &QueueReader,
+        work: &mut Work,
     ) -> bool {
+        let mut taken = true;
+        // Without a reader nothing was read, and there is nothing to give up.
+        let Some(reader) = &work.reader else { return taken };
+        for queued in messages {
+            if !self.give_up(queued, reason, text, reader) {
+                work.lanes.read_again(lane, queued);
+                taken = false;
+            }
+        }
+        taken
+    }
+
+    /// The upstream will never take a message: it goes to the dead letters. False if they cannot take it now.
+    #[must_use = "a message that was not taken is still queued"]
+    fn give_up(&self, queued: &Queued, reason: DeadLetterReason, text: &str, reader: &QueueReader) -> bool {
         let message = &queued.message;
         let from = &message.sender.identity;
         if let Some(others) = DROP_WARNINGS.admit() {

@@ -56,8 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         }
     }
 
-    /// Messages of a lane go to the dead letters. Those that these cannot take now are read again after a pause of the
-    /// lane; false then.
+    /// Messages of a lane go to the dead letters; false if these cannot take all of them now, and the lane pauses.
     pub(super) fn give_up(
         &mut self,
         lane: LaneId,
@@ -66,15 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         text: &str,
         work: &mut Work,
     ) -> bool {
-        let mut taken = true;
-        // Without a reader nothing was read, and there is nothing to give up.
-        let Some(reader) = &work.reader else { return taken };
-        for queued in messages {
-            if !self.fates.give_up(queued, reason, text, reader) {
-                work.lanes.read_again(lane, queued);
-                taken = false;
-            }
-        }
+        let taken = self.fates.give_up_all(lane, messages, reason, text, work);
         if !taken {
             self.fail_lane(lane, "the dead letters take no message at present", work);
         }

@@ -13,6 +13,7 @@ SETTINGS = {
     **WEBSOCKETS,
     "amqpSettings__enabled": "true",
     "ReportedPropertiesSyncFrequencySecs": "1",
+    "MinTwinSyncPeriodSecs": "0",  # a change made before the upstream tells of changes is found by comparing
 }
 ROUTES = {
     "everything": "FROM /messages/* INTO $upstream",

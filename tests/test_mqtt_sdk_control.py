@@ -12,7 +12,8 @@ from blackbox.service import desire, invoke, twin
 from blackbox.site import WEBSOCKETS
 from conftest import EVERYTHING_UP, running_site
 
-SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
+# A change that is made before the upstream tells of changes is found by comparing, here at once.
+SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1", "MinTwinSyncPeriodSecs": "0"}
 
 
 @pytest.fixture(scope="module")

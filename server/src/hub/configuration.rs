@@ -100,8 +100,9 @@ pub(super) async fn wait(
             missing(&state, upstream.as_deref())
         };
         if reason != said {
-            info!("The ports stay closed: {reason}");
+            // The pages first: whoever reads the line and asks them finds the same.
             pages.set_health(Health::NoConfiguration(reason.clone()));
+            info!("The ports stay closed: {reason}");
             said = reason;
         }
         let upstream_changed = async {

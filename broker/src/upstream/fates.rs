@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use edgehub_storage::{DeadLetterReason, Outcome, Settlement};
+use edgehub_storage::{DeadLetterReason, Outcome, Settlement, StoreTime};
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::lanes::{Chunk, LaneId};
 use super::work::Work;
@@ -38,8 +39,27 @@ impl Fates {
         Self { losses }
     }
 
+    /// Settles those messages of all lanes whose time to live has ended by `now`.
+    pub(super) fn expire_all(&self, now: StoreTime, work: &mut Work) {
+        if let Some(reader) = &work.reader {
+            let expired = work.lanes.expire(now, Instant::now());
+            expired.iter().for_each(|queued| self.expire(queued, reader));
+        }
+    }
+
+    /// Settles the first messages of a lane as far as their time to live has ended by `now`.
+    pub(super) fn expire_first(&self, lane: LaneId, now: StoreTime, work: &mut Work) {
+        while work.lanes.next_chunk(lane).next().is_some_and(|queued| queued.entry.is_expired(now)) {
+            for queued in work.lanes.discard(lane, 1, Instant::now()) {
+                if let Some(reader) = &work.reader {
+                    self.expire(&queued, reader);
+                }
+            }
+        }
+    }
+
     /// The time to live of a message ended while it waited in its lane.
-    pub(super) fn expire(&self, queued: &Queued, reader: &QueueReader) {
+    fn expire(&self, queued: &Queued, reader: &QueueReader) {
         let message = &queued.message;
         let output = message.output().unwrap_or_default();
         self.losses.tell(Loss::Expired, &message.sender.identity, output, || {

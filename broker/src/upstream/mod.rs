@@ -17,6 +17,7 @@
 //! | `dial` | name look-up, the addresses in turn, TCP and TLS |
 //! | `way` | the seam between the supervisor and both ways: `uplink` and `mqtt` |
 //! | `mqtt` | a connection per identity over MQTT |
+//! | `progress` | what a way up has come to: up, delivered, throttled |
 //! | `uplink` | one connection over AMQP: what arrives, and what does not |
 //! | `remote` | one identity on it: its session and links |
 //! | `watchdog` | who gets nowhere, and how far up to start anew |
@@ -46,6 +47,7 @@ mod lanes;
 mod mqtt;
 mod outbox;
 pub mod plain;
+mod progress;
 mod remote;
 mod status;
 mod supervisor;

@@ -161,33 +161,33 @@ impl Supervisor {
         };
         let address = dialled.address;
         let (store, losses) = (self.store.clone(), self.losses.clone());
-        let mut uplink = Way::new(dialled, avoid, self.options.clone(), store, losses, &mut self.work);
+        let mut way = Way::new(dialled, avoid, self.options.clone(), store, losses, &mut self.work);
         let mut up_since = None;
-        let end = self.serve(&mut uplink, &mut up_since).await;
-        let needed = match uplink.has_worked() {
+        let end = self.serve(&mut way, &mut up_since).await;
+        let needed = match way.progress().worked {
             true => self.options.backoff.first * WORKING_CONNECTION_PAUSES,
             false => Duration::from_secs(GOOD_CONNECTION_SECS),
         };
-        if uplink.has_delivered() || up_since.is_some_and(|since| since.elapsed() >= needed) {
+        if way.progress().delivered || up_since.is_some_and(|since| since.elapsed() >= needed) {
             self.backoff.succeed();
         }
         self.avoid = match end {
-            _ if uplink.wants_other_address() => Some(address),
+            _ if way.progress().other_address => Some(address),
             // It works as well as the others.
-            _ if uplink.has_delivered() && self.avoid == Some(address) => None,
+            _ if way.progress().delivered && self.avoid == Some(address) => None,
             End::Stopped | End::Failed(_) => self.avoid,
         };
-        if uplink.is_token_refused() {
+        if way.progress().token_refused {
             // The clock may have been wrong when it was made. Whoever else signs at this moment makes a new one.
             let _ = timeout(self.options.operation_timeout, self.options.tokens.forget()).await;
         }
         if matches!(end, End::Stopped) {
-            uplink.close(&self.work).await;
+            way.close(&self.work).await;
         }
         end
     }
 
-    async fn serve(&mut self, uplink: &mut Way, up_since: &mut Option<Instant>) -> End {
+    async fn serve(&mut self, way: &mut Way, up_since: &mut Option<Instant>) -> End {
         let look_every = (self.options.operation_timeout / 4).min(Duration::from_millis(LOOK_MILLIS_MAX));
         let mut look = Instant::now() + look_every;
         // Whether there may be something to read, and whether reading failed since the last look.
@@ -195,30 +195,30 @@ impl Supervisor {
         let mut queues_changed = true;
         let (mut requests, mut listens) = (Vec::new(), true);
         loop {
-            if let Err(failure) = uplink.handle_events(&mut self.work) {
+            if let Err(failure) = way.handle_events(&mut self.work) {
                 return End::Failed(failure);
             }
             let now = Instant::now();
             if now >= look {
                 look = now + look_every;
                 unreadable = false;
-                if let Err(failure) = uplink.look(&mut self.work, now) {
+                if let Err(failure) = way.look(&mut self.work, now) {
                     return End::Failed(failure);
                 }
-                self.show(uplink, now);
+                self.show(way, now);
             }
-            if uplink.take_up() {
+            if way.progress_mut().take_up() {
                 tracing::info!(upstream = %self.options.host, to = self.options.target.as_ref().map(Target::as_str), "Connected to the upstream");
                 *up_since = Some(now);
                 self.board.enter(UpstreamState::Up, "");
                 self.work.outbox.up();
-                uplink.arrange_all(&mut self.work);
+                way.arrange_all(&mut self.work);
             }
-            if uplink.is_up() {
+            if way.progress().is_up() {
                 let awake = self.work.wants.wake(now);
-                uplink.resume(awake, &mut self.work);
+                way.resume(awake, &mut self.work);
             }
-            if uplink.is_up()
+            if way.progress().is_up()
                 && std::mem::take(&mut queues_changed)
                 && let Some(queues) = self.queues.borrow_and_update().as_deref()
             {
@@ -251,7 +251,7 @@ impl Supervisor {
                             more = !queued.is_empty();
                             for queued in queued {
                                 if let Some(lane) = self.work.lanes.push(queued, now) {
-                                    uplink.ready(lane, &self.work.lanes);
+                                    way.ready(lane, &self.work.lanes);
                                 }
                             }
                         }
@@ -263,11 +263,11 @@ impl Supervisor {
                         }
                     }
                 }
-                uplink.send(&mut self.work);
+                way.send(&mut self.work);
                 may_wake = self.work.reader.as_ref().is_some_and(QueueReader::is_fresh);
             }
             // Last, so that nothing of this turn waits for the next one to be asked for.
-            if let Err(failure) = uplink.log_in(&mut self.work) {
+            if let Err(failure) = way.log_in(&mut self.work) {
                 return End::Failed(failure);
             }
             let wake = self.work.lanes.next_wake().filter(|_| may_wake).map_or(look, |wake| wake.min(look));
@@ -285,7 +285,7 @@ impl Supervisor {
                 }
             };
             tokio::select! {
-                () = uplink.turn(idle) => {}
+                () = way.turn(idle) => {}
                 () = readable, if idle => more = true,
                 () = sleep_until(wake), if idle => {}
                 changed = self.queues.changed() => match changed {
@@ -296,8 +296,8 @@ impl Supervisor {
                     // The hub let go of its end: nobody asks any more.
                     listens = received > 0;
                     // Whoever answers and leaves has answered.
-                    uplink.take_answered(&self.work);
-                    requests.drain(..).for_each(|request| uplink.request(request, &mut self.work));
+                    way.take_answered(&self.work);
+                    requests.drain(..).for_each(|request| way.request(request, &mut self.work));
                 }
                 () = self.work.outbox.turn(), if !self.work.outbox.is_empty() => {}
                 _ = self.stop.wait_for(|stop| *stop) => return End::Stopped,
@@ -305,11 +305,11 @@ impl Supervisor {
         }
     }
 
-    fn show(&mut self, uplink: &Way, now: Instant) {
-        self.show_load(uplink.sessions());
-        if let Some(reason) = uplink.throttled(now) {
+    fn show(&mut self, way: &Way, now: Instant) {
+        self.show_load(way.sessions());
+        if let Some(reason) = way.progress().throttled(now) {
             self.board.enter(UpstreamState::Throttled, reason);
-        } else if uplink.is_up() {
+        } else if way.progress().is_up() {
             self.board.enter(UpstreamState::Up, "");
         }
     }

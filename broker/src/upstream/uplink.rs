@@ -25,6 +25,7 @@ use super::answers::Answers;
 use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::{LaneId, Lanes};
+use super::progress::Progress;
 use super::remote::{Phase, Remote};
 use super::targets::Target;
 use super::tell;
@@ -67,16 +68,7 @@ pub(super) struct Uplink<S> {
     /// Identities whose requests or answers found no room on the connection.
     blocked: AHashSet<LaneId>,
     opened_at: Instant,
-    up: bool,
-    newly_up: bool,
-    delivered: bool,
-    /// A request was answered, or something came from the cloud.
-    worked: bool,
-    token_refused: bool,
-    /// The watchdog wants another address of the name.
-    other_address: bool,
-    /// What the upstream said when it asked for a pause, and until when that counts.
-    throttled: Option<(String, Instant)>,
+    progress: Progress,
     closed: Option<Failure>,
 }
 
@@ -110,55 +102,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             answers: Answers::default(),
             blocked: AHashSet::new(),
             opened_at: now,
-            up: false,
-            newly_up: false,
-            delivered: false,
-            worked: false,
-            token_refused: false,
-            other_address: false,
-            throttled: None,
+            progress: Progress::default(),
             closed: None,
         }
     }
 
-    /// Whether the upstream has accepted the hub's own token.
-    pub(super) fn is_up(&self) -> bool {
-        self.up
+    /// What it has come to so far.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
-    /// Whether it has just done so.
-    pub(super) fn take_up(&mut self) -> bool {
-        std::mem::take(&mut self.newly_up)
-    }
-
-    /// Whether a message was delivered.
-    pub(super) fn has_delivered(&self) -> bool {
-        self.delivered
-    }
-
-    /// Whether a request was answered, or something came from the cloud.
-    pub(super) fn has_worked(&self) -> bool {
-        self.worked
-    }
-
-    /// Whether the upstream refused the hub's own token.
-    pub(super) fn is_token_refused(&self) -> bool {
-        self.token_refused
-    }
-
-    /// Whether the next connection should go to another address.
-    pub(super) fn wants_other_address(&self) -> bool {
-        self.other_address
+    pub(super) fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     /// Identities that have a session, or are getting one.
     pub(super) fn sessions(&self) -> usize {
         self.by_session.len()
-    }
-
-    /// Why the upstream asked for a pause, while it does.
-    pub(super) fn throttled(&self, now: Instant) -> Option<&str> {
-        self.throttled.as_ref().filter(|(_, until)| now < *until).map(|(reason, _)| reason.as_str())
     }
 
     /// Writes and reads once. With `wait` it returns when something happened, otherwise at once. Cancel safe.
@@ -201,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         while let Some(event) = self.driver.connection().poll_event() {
             match event {
                 Event::Opened(_) if self.options.is_hub() => self.tokens.begin(self.driver.connection())?,
-                Event::Opened(_) => (self.up, self.newly_up) = (true, true),
+                Event::Opened(_) => self.progress.rise(),
                 Event::SessionBegun { session } => {
                     let engine = self.driver.connection();
                     if !self.tokens.session_begun(session, &self.options.host, engine)? {
@@ -280,17 +240,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Looks at deadlines, and at the age of the tokens.
     pub(super) fn look(&mut self, work: &mut Work, now: Instant) -> Result<(), Failure> {
         let limit = self.options.operation_timeout;
-        if let Some(reader) = &work.reader {
-            let expired = work.lanes.expire(self.store.now(), now);
-            expired.iter().for_each(|queued| self.fates.expire(queued, reader));
-        }
+        self.fates.expire_all(self.store.now(), work);
         let idle_now = self.remotes.iter_mut().filter(|(lane, _)| work.lanes.is_idle(**lane));
         idle_now.for_each(|(_, remote)| remote.starved_since = None);
-        if !self.up && now.duration_since(self.opened_at) > limit * 2 {
+        if !self.progress.is_up() && now.duration_since(self.opened_at) > limit * 2 {
             let text = format!("the hub's own token was not answered within {:?}", 2 * limit);
             return Err(Failure::new(UpstreamCause::Token, text));
         }
-        self.tokens.look(now, limit, self.up)?;
+        self.tokens.look(now, limit, self.progress.is_up())?;
         let mut late: Vec<(LaneId, Stall)> = Vec::new();
         let (mut idle, mut lacking) = (Vec::new(), Vec::new());
         for (lane, remote) in &self.remotes {
@@ -307,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         }
         idle.into_iter().for_each(|lane| self.drop_remote(lane));
         lacking.into_iter().for_each(|lane| self.arrange(lane, work));
-        if self.up && self.tokens.take_renewal(now) {
+        if self.progress.is_up() && self.tokens.take_renewal(now) {
             self.tokens.want(Holder::Hub);
             let ready =
                 self.remotes.iter().filter(|(_, remote)| !matches!(remote.phase, Phase::New | Phase::Token));
@@ -367,7 +324,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 self.fail_remote(lane, stall.text(), None, work);
             }
             (WatchdogStep::Connection | WatchdogStep::Name, _) => {
-                self.other_address = step == WatchdogStep::Name;
+                self.progress.other_address = step == WatchdogStep::Name;
                 let text = format!("nothing gets on: {} ({identity})", stall.text());
                 return Err(Failure::new(UpstreamCause::NoProgress, text));
             }
@@ -389,11 +346,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let refusal = || format!("{} {}", response.status_code, &*response.description);
         match holder {
             Holder::Hub if response.is_ok() => {
-                self.newly_up |= !self.up;
-                self.up = true;
+                self.progress.rise();
             }
             Holder::Hub => {
-                self.token_refused = true;
+                self.progress.token_refused = true;
                 let text = format!("the upstream refuses the hub's own token: {}", refusal());
                 return Err(Failure::new(UpstreamCause::Token, text));
             }
@@ -420,10 +376,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         self.options.target.as_ref().map(Target::as_str)
     }
 
-    /// The upstream asked for a pause. That counts until a message is delivered, or the next attempt had its time.
+    /// The upstream asked for a pause.
     fn throttled_for(&mut self, reason: String, pause: Duration) {
-        let until = Instant::now() + pause + self.options.operation_timeout * ANSWER_TIMEOUTS;
-        self.throttled = Some((reason, until));
+        self.progress.throttled_for(reason, pause, self.options.operation_timeout * ANSWER_TIMEOUTS);
     }
 }
 

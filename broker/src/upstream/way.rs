@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::lanes::{LaneId, Lanes};
 use super::mqtt::Connections;
 use super::plain::UpstreamKind;
+use super::progress::Progress;
 use super::uplink::Uplink;
 use super::work::Work;
 use crate::delivery::Losses;
@@ -55,44 +56,19 @@ impl Way {
         }
     }
 
-    /// Whether the upstream has accepted the hub's own token.
-    pub(super) fn is_up(&self) -> bool {
-        both!(self, carrier => carrier.is_up())
+    /// What it has come to so far.
+    pub(super) fn progress(&self) -> &Progress {
+        both!(self, carrier => carrier.progress())
     }
 
-    /// Whether it has just done so.
-    pub(super) fn take_up(&mut self) -> bool {
-        both!(self, carrier => carrier.take_up())
-    }
-
-    /// Whether a message was delivered.
-    pub(super) fn has_delivered(&self) -> bool {
-        both!(self, carrier => carrier.has_delivered())
-    }
-
-    /// Whether a request was answered, or something came from the cloud.
-    pub(super) fn has_worked(&self) -> bool {
-        both!(self, carrier => carrier.has_worked())
-    }
-
-    /// Whether the upstream refused the hub's own token.
-    pub(super) fn is_token_refused(&self) -> bool {
-        both!(self, carrier => carrier.is_token_refused())
-    }
-
-    /// Whether the next connection should go to another address.
-    pub(super) fn wants_other_address(&self) -> bool {
-        both!(self, carrier => carrier.wants_other_address())
+    /// The same, for what is told once.
+    pub(super) fn progress_mut(&mut self) -> &mut Progress {
+        both!(self, carrier => carrier.progress_mut())
     }
 
     /// Identities that have a session or connection, or are getting one.
     pub(super) fn sessions(&self) -> usize {
         both!(self, carrier => carrier.sessions())
-    }
-
-    /// Why the upstream asked for a pause, while it does.
-    pub(super) fn throttled(&self, now: Instant) -> Option<&str> {
-        both!(self, carrier => carrier.throttled(now))
     }
 
     /// Writes and reads once. With `wait` it returns when something happened, otherwise at once. Cancel safe.

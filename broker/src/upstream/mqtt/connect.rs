@@ -76,7 +76,7 @@ impl Connections {
 
     /// Begins to connect those whose turn it is.
     pub(in super::super) fn connect(&mut self, work: &mut Work) {
-        while self.up && self.dials.len() + self.connecting.len() < CONNECTING_MAX {
+        while self.progress.is_up() && self.dials.len() + self.connecting.len() < CONNECTING_MAX {
             let Some(lane) = self.waiting.front().copied() else { return };
             if self.remotes.get(&lane).is_none_or(|remote| remote.phase != Phase::Waiting) {
                 self.waiting.pop_front();
@@ -209,8 +209,7 @@ impl Connections {
                 if own {
                     (self.own_lost, self.own_retry_at) = (None, None);
                     self.own_backoff.succeed();
-                    self.newly_up |= !self.up;
-                    self.up = true;
+                    self.progress.rise();
                 }
                 tracing::debug!(identity = %work.identity(lane), "Connected to the upstream over MQTT");
                 self.ready(lane, &work.lanes);
@@ -218,7 +217,7 @@ impl Connections {
                 Ok(())
             }
             ConnectAnswer::Refused(code) if own => {
-                self.token_refused = true;
+                self.progress.token_refused = true;
                 let text = format!("the upstream refuses the hub's own token: CONNACK {code}");
                 Err(Failure::new(UpstreamCause::Token, text))
             }
@@ -257,7 +256,7 @@ impl Connections {
             let heard_at = remote.connection.as_ref().map(Connection::heard_at);
             *other != self.own && remote.is_open() && before.is_none_or(|at| heard_at > Some(at))
         };
-        if !self.up || !self.remotes.iter().any(heard) {
+        if !self.progress.is_up() || !self.remotes.iter().any(heard) {
             return Err(failure);
         }
         self.fail_remote(lane, &failure.text, None, work);

@@ -73,6 +73,7 @@ use super::dial::Dialled;
 use super::failure::{Failure, UpstreamCause};
 use super::fates::Fates;
 use super::lanes::LaneId;
+use super::progress::Progress;
 use super::tell;
 use super::turns::Turns;
 use super::twins::Twins;
@@ -128,18 +129,11 @@ pub(super) struct Connections {
     twins: Twins,
     next_request: u64,
     answers: Owed,
-    up: bool,
-    newly_up: bool,
     /// Why the hub's own connection was lost and when, while another is heard, and when it is tried again.
     own_lost: Option<(Failure, Instant)>,
     own_retry_at: Option<Instant>,
     own_backoff: Backoff,
-    delivered: bool,
-    /// A request was answered, or something came from the cloud.
-    worked: bool,
-    token_refused: bool,
-    other_address: bool,
-    throttled: Option<(String, Instant)>,
+    progress: Progress,
 }
 
 impl Connections {
@@ -176,59 +170,27 @@ impl Connections {
             twins: Twins::default(),
             next_request: 0,
             answers: Owed::default(),
-            up: false,
-            newly_up: false,
             own_lost: None,
             own_retry_at: None,
-            delivered: false,
-            worked: false,
-            token_refused: false,
-            other_address: false,
-            throttled: None,
+            progress: Progress::default(),
         };
         connections.remotes.insert(own, Remote::new(work.identity(own)));
         connections.begin(own, Some(dialled));
         connections
     }
 
-    /// Whether the upstream has accepted the hub's own token.
-    pub(super) fn is_up(&self) -> bool {
-        self.up
+    /// What it has come to so far.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
-    /// Whether it has just done so.
-    pub(super) fn take_up(&mut self) -> bool {
-        std::mem::take(&mut self.newly_up)
-    }
-
-    /// Whether a message was delivered.
-    pub(super) fn has_delivered(&self) -> bool {
-        self.delivered
-    }
-
-    /// Whether a request was answered, or something came from the cloud.
-    pub(super) fn has_worked(&self) -> bool {
-        self.worked
-    }
-
-    /// Whether the upstream refused the hub's own token.
-    pub(super) fn is_token_refused(&self) -> bool {
-        self.token_refused
-    }
-
-    /// Whether the next connection should go to another address.
-    pub(super) fn wants_other_address(&self) -> bool {
-        self.other_address
+    pub(super) fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     /// Identities that have a connection, or are getting one.
     pub(super) fn sessions(&self) -> usize {
         self.remotes.values().filter(|remote| remote.phase != Phase::New).count()
-    }
-
-    /// Why the upstream asked for a pause, while it does.
-    pub(super) fn throttled(&self, now: Instant) -> Option<&str> {
-        self.throttled.as_ref().filter(|(_, until)| now < *until).map(|(reason, _)| reason.as_str())
     }
 
     /// Writes and reads once. With `wait` it returns when something happened, otherwise at once. Cancel safe.
@@ -318,10 +280,7 @@ impl Connections {
     /// Looks at deadlines, and at the age of the tokens.
     pub(super) fn look(&mut self, work: &mut Work, now: Instant) -> Result<(), Failure> {
         let limit = self.options.operation_timeout;
-        if let Some(reader) = &work.reader {
-            let expired = work.lanes.expire(self.store.now(), now);
-            expired.iter().for_each(|queued| self.fates.expire(queued, reader));
-        }
+        self.fates.expire_all(self.store.now(), work);
         self.look_at_own(work, now)?;
         let mut late: Vec<(LaneId, Stall)> = Vec::new();
         let mut gone: Vec<(LaneId, String)> = Vec::new();
@@ -385,15 +344,14 @@ impl Connections {
         match step {
             WatchdogStep::Link | WatchdogStep::Session => self.lost(lane, failure, work),
             WatchdogStep::Connection | WatchdogStep::Name => {
-                self.other_address = step == WatchdogStep::Name;
+                self.progress.other_address = step == WatchdogStep::Name;
                 Err(failure)
             }
         }
     }
 
-    /// The upstream asked for a pause. That counts until a message is delivered, or the next attempt had its time.
+    /// The upstream asked for a pause.
     fn throttled_for(&mut self, reason: String, pause: Duration) {
-        let until = Instant::now() + pause + self.options.operation_timeout * ANSWER_TIMEOUTS;
-        self.throttled = Some((reason, until));
+        self.progress.throttled_for(reason, pause, self.options.operation_timeout * ANSWER_TIMEOUTS);
     }
 }

@@ -25,7 +25,7 @@ impl Connections {
     /// Takes a request of the hub.
     pub(in super::super) fn request(&mut self, request: Request, work: &mut Work) {
         let (identity, ask) = match request {
-            _ if !self.up => return work.offline(request),
+            _ if !self.progress.is_up() => return work.offline(request),
             Request::Twin { identity, answer } => (identity, Ask::Get(answer)),
             Request::PatchReported { identity, patch, answer } => (identity, Ask::Patch(patch, answer)),
             Request::Want { identity, wanted } => {
@@ -74,7 +74,7 @@ impl Connections {
     /// Brings what an identity is subscribed to in line with what it wants and asks, and tells the hub once all is in
     /// place.
     pub(super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
-        if !self.up {
+        if !self.progress.is_up() {
             return;
         }
         let features = self.needed(lane, work);
@@ -195,12 +195,12 @@ impl Connections {
                         self.throttled_for(reason, self.options.operation_timeout);
                     }
                     Answered::Stray => {}
-                    _ => self.worked = true,
+                    _ => self.progress.worked = true,
                 }
                 self.ready(lane, &work.lanes);
             }
             Downward::Desired => {
-                self.worked = true;
+                self.progress.worked = true;
                 self.acknowledge(lane, publish.packet_id);
                 let event = control::Downward::Desired { identity: identity.clone(), patch: publish.payload };
                 if work.outbox.push(event).is_err() {
@@ -208,12 +208,12 @@ impl Connections {
                 }
             }
             Downward::Method { name, request_id } => {
-                self.worked = true;
+                self.progress.worked = true;
                 self.acknowledge(lane, publish.packet_id);
                 self.called(lane, name, request_id, publish.payload, work);
             }
             Downward::CloudToDevice(properties) => {
-                self.worked = true;
+                self.progress.worked = true;
                 let Some(remote) = self.remotes.get(&lane) else { return };
                 let message = topic::message(&properties, publish.payload, remote.device.clone());
                 let (settle, receiver) = oneshot::channel();

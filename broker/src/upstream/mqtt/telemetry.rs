@@ -32,13 +32,7 @@ impl Connections {
     /// Sends one message; whether the lane may have another turn.
     fn send_one(&mut self, lane: LaneId, work: &mut Work) -> bool {
         let now = self.store.now();
-        while work.lanes.next_chunk(lane).next().is_some_and(|queued| queued.entry.is_expired(now)) {
-            for queued in work.lanes.discard(lane, 1, Instant::now()) {
-                if let Some(reader) = &work.reader {
-                    self.fates.expire(&queued, reader);
-                }
-            }
-        }
+        self.fates.expire_first(lane, now, work);
         let Some(remote) = self.remotes.get_mut(&lane) else { return false };
         if remote.is_renewing(Instant::now()) || !work.lanes.is_ready(lane) {
             return false;
@@ -94,8 +88,7 @@ impl Connections {
                 let route = work.sent.route(&first.message, &first.priority);
                 work.sent.answered(route, now.duration_since(chunk.sent_at).as_secs_f64());
             }
-            self.delivered = true;
-            self.throttled = None;
+            self.progress.delivered();
         }
         self.ready(lane, &work.lanes);
     }

@@ -20,7 +20,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     pub(in super::super) fn request(&mut self, request: Request, work: &mut Work) {
         let (identity, ask) = match request {
             _ if !self.options.is_hub() => return work.unsupported(request),
-            _ if !self.up => return work.offline(request),
+            _ if !self.progress.is_up() => return work.offline(request),
             Request::Twin { identity, answer } => (identity, Ask::Get(answer)),
             Request::PatchReported { identity, patch, answer } => (identity, Ask::Patch(patch, answer)),
             Request::Want { identity, wanted } => {
@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         remote.since = now;
         match answered {
             Answered::Stray => return,
-            Answered::Done => self.worked = true,
+            Answered::Done => self.progress.worked = true,
             Answered::Throttled(reason) => {
                 self.throttled_for(reason, self.options.operation_timeout);
             }
@@ -97,7 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 work.wants.park(lane, None, now);
             }
             Answered::Desired(patch) => {
-                self.worked = true;
+                self.progress.worked = true;
                 let identity = work.identity(lane).clone();
                 if work.outbox.push(Downward::Desired { identity: identity.clone(), patch }).is_err() {
                     work.outbox.missed(&identity);
@@ -181,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Something came for an identity.
     fn touch(&mut self, lane: LaneId, work: &mut Work) {
         let now = Instant::now();
-        self.worked = true;
+        self.progress.worked = true;
         if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.since = now;
         }

@@ -52,7 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
 
     /// Brings the links of an identity in line with what it wants and asks.
     pub(super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
-        if !self.up {
+        if !self.progress.is_up() {
             return;
         }
         let kinds = self.needed(lane, work);

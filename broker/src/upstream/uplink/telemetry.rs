@@ -75,13 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     /// Sends one transfer.
     fn send_one(&mut self, lane: LaneId, work: &mut Work) -> Turn {
         let now = self.store.now();
-        while work.lanes.next_chunk(lane).next().is_some_and(|queued| queued.entry.is_expired(now)) {
-            for queued in work.lanes.discard(lane, 1, Instant::now()) {
-                if let Some(reader) = &work.reader {
-                    self.fates.expire(&queued, reader);
-                }
-            }
-        }
+        self.fates.expire_first(lane, now, work);
         let Some(remote) = self.remotes.get_mut(&lane) else { return Turn::Waits };
         let Some(link) = remote.attached(LinkKind::Telemetry) else {
             self.attach(lane, LinkKind::Telemetry, work);
@@ -156,8 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         while let Some(outcome) = self.remotes.get_mut(&lane).and_then(Remote::next_answer) {
             match Verdict::of(&self.options.outcome(outcome)) {
                 Verdict::Delivered => {
-                    self.delivered = true;
-                    self.throttled = None;
+                    self.progress.delivered();
                     let Some(chunk) = work.lanes.settled(lane, now) else { break };
                     deliver(&chunk, work.reader.as_ref());
                     let seconds = now.duration_since(chunk.sent_at).as_secs_f64();

@@ -13,9 +13,10 @@
 //! | [`configuration`] | the hub's own configuration: where it comes from, what is reported of it |
 //! | [`method`] | direct method calls that wait for their answer |
 //! | [`twin`] | twins: documents, patches, what of them is stored |
-//! | [`upstream`] | the one AMQP connection up: links per identity, tokens, supervision |
+//! | [`upstream`] | the way up: links or connections per identity, tokens, supervision |
 //! | [`dial`] | the way to a host: TCP or an HTTP proxy, TLS, WebSocket |
 //! | [`amqp`] | the AMQP 1.0 engine that the head and the upstream drive |
+//! | `mqtt` | what the head and the upstream have in common of MQTT's bytes |
 //! | [`wake`] | wake-ups between threads, and the thread that a task lives on |
 //! | [`hub`] | the builder and the handle that an embedder holds |
 //!
@@ -33,6 +34,7 @@ pub mod hub;
 pub mod identity;
 pub mod message;
 pub mod method;
+mod mqtt;
 pub mod twin;
 pub mod upstream;
 pub mod wake;

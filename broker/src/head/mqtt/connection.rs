@@ -421,7 +421,7 @@ where
                 }
             }
             for packet_id in self.packet_ids.drain(..front.acknowledged) {
-                encode::puback(&mut self.wire.output, packet_id);
+                encode::puback(&mut self.wire.outlet.buffer, packet_id);
             }
             self.pending -= front.count;
             self.pending_bytes -= front.bytes;
@@ -465,7 +465,7 @@ where
     fn rests(&self, more: usize, more_bytes: usize) -> bool {
         self.pending + more >= self.limits.publishes_pending_max
             || self.pending_bytes + more_bytes >= self.limits.publishes_pending_bytes_max
-            || self.wire.backlog_bytes() >= OUTPUT_BACKLOG_BYTES_MAX
+            || self.wire.outlet.backlog_bytes() >= OUTPUT_BACKLOG_BYTES_MAX
     }
 
     fn has_packet(&self) -> bool {
@@ -479,13 +479,13 @@ where
     /// Answers the PINGREQs among packets that are not decoded yet.
     fn answer_pings_ahead(&mut self, cx: &mut Context<'_>) {
         let answered_before = self.pings_answered_ahead;
-        while self.wire.backlog_bytes() < OUTPUT_BACKLOG_BYTES_MAX
+        while self.wire.outlet.backlog_bytes() < OUTPUT_BACKLOG_BYTES_MAX
             && let Some(bytes) = self.wire.input.get(self.looked_ahead_bytes..)
             && let Ok(Some(header)) = FixedHeader::read(bytes)
             && header.total_bytes <= bytes.len()
         {
             if header.first_byte == 0xc0 && header.total_bytes == 2 {
-                encode::pingresp(&mut self.wire.output);
+                encode::pingresp(&mut self.wire.outlet.buffer);
                 self.pings_answered_ahead += 1;
             }
             self.looked_ahead_bytes += header.total_bytes;
@@ -497,6 +497,6 @@ where
 
     fn poll_write(&mut self, cx: &mut Context<'_>) {
         self.wire.poll_write(cx);
-        self.deliverer.settle_written(self.wire.written_position());
+        self.deliverer.settle_written(self.wire.outlet.written_position());
     }
 }

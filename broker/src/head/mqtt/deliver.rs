@@ -154,7 +154,7 @@ impl Deliverer {
     }
 
     fn has_room<S: AsyncRead + AsyncWrite + Unpin>(&self, wire: &Wire<S>) -> bool {
-        wire.backlog_bytes() < self.limits.output_backlog_bytes_max
+        wire.outlet.backlog_bytes() < self.limits.output_backlog_bytes_max
             && self.in_flight.len() < self.limits.in_flight_max
     }
 
@@ -213,7 +213,7 @@ impl Deliverer {
         session: &Session,
     ) -> bool {
         let mut sent = false;
-        while wire.backlog_bytes() < self.limits.output_backlog_bytes_max
+        while wire.outlet.backlog_bytes() < self.limits.output_backlog_bytes_max
             && let Some(notice) = self.notices_waiting.pop_front()
         {
             sent = true;
@@ -224,8 +224,14 @@ impl Deliverer {
                 && self.in_flight.len() < self.limits.in_flight_max;
             let packet_id = (granted == QoS::AtLeastOnce && room).then(|| self.new_packet_id());
             let Notice { topic, payload } = notice;
-            if encode::publish_header(&mut wire.output, topic.as_bytes(), packet_id, false, payload.len()) {
-                wire.put_payload(&payload);
+            if encode::publish_header(
+                &mut wire.outlet.buffer,
+                topic.as_bytes(),
+                packet_id,
+                false,
+                payload.len(),
+            ) {
+                wire.outlet.put_payload(&payload);
                 if let Some(packet_id) = packet_id {
                     self.notices_in_flight += 1;
                     self.in_flight.insert(packet_id, InFlight { settlement: None, key: 0 });
@@ -303,18 +309,24 @@ impl Deliverer {
                     .then(|| self.new_packet_id());
                 let key = self.hasher.hash_one((message.id, input));
                 let dup = packet_id.is_some() && self.in_flight_keys.contains_key(&key);
-                if !encode::publish_header(&mut wire.output, &topic, packet_id, dup, message.body.len()) {
+                if !encode::publish_header(
+                    &mut wire.outlet.buffer,
+                    &topic,
+                    packet_id,
+                    dup,
+                    message.body.len(),
+                ) {
                     // No PUBLISH can carry it: its topic would be longer than 65,535 bytes.
                     settler.settle([(tag, Outcome::NotConvertible)]);
                 } else {
-                    wire.put_payload(&message.body);
+                    wire.outlet.put_payload(&message.body);
                     match packet_id {
                         Some(packet_id) => {
                             *self.in_flight_keys.entry(key).or_default() += 1;
                             let in_flight = InFlight { settlement: Some((settler, tag)), key };
                             self.in_flight.insert(packet_id, in_flight);
                         }
-                        None => self.unwritten.push_back((wire.end_position(), settler, tag)),
+                        None => self.unwritten.push_back((wire.outlet.end_position(), settler, tag)),
                     }
                 }
             }

@@ -2,6 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::mqtt::{Extent, Malformed};
+
 /// Largest packet in bytes, fixed header included (the cloud hub's limit).
 pub const PACKET_BYTES_MAX: usize = 262_144;
 
@@ -49,23 +51,15 @@ impl FixedHeader {
         if !matches!(first_byte, 0x10 | 0x30..=0x3f | 0x40 | 0x82 | 0xa2 | 0xc0 | 0xe0) {
             return Err(FrameError::FirstByte(first_byte));
         }
-        let mut remaining = 0usize;
-        for index in 0..4 {
-            let Some(&byte) = bytes.get(1 + index) else { return Ok(None) };
-            remaining |= usize::from(byte & 0x7f) << (7 * index);
-            if byte & 0x80 == 0 {
-                if byte == 0 && index > 0 {
-                    return Err(FrameError::Length);
-                }
-                let header_bytes = 2 + index;
-                let total_bytes = header_bytes + remaining;
-                if total_bytes > PACKET_BYTES_MAX {
-                    return Err(FrameError::TooLarge(total_bytes));
-                }
-                return Ok(Some(Self { first_byte, header_bytes, total_bytes }));
-            }
+        let Some(Extent { header_bytes, total_bytes }) =
+            Extent::read(bytes).map_err(|Malformed| FrameError::Length)?
+        else {
+            return Ok(None);
+        };
+        if total_bytes > PACKET_BYTES_MAX {
+            return Err(FrameError::TooLarge(total_bytes));
         }
-        Err(FrameError::Length)
+        Ok(Some(Self { first_byte, header_bytes, total_bytes }))
     }
 }
 

@@ -95,7 +95,7 @@ where
             (Session::default(), false)
         }
     };
-    encode::connack(&mut wire.output, session_present, ConnectCode::Accepted);
+    encode::connack(&mut wire.outlet.buffer, session_present, ConnectCode::Accepted);
     info!("client {identity} connected over MQTT");
     let will = connect.will.map(|will| Will {
         topic: will.topic.detached(),
@@ -260,6 +260,6 @@ where
     if let Some(suppressed) = REFUSED.admit() {
         warn!(code = "EH2007", suppressed, "MQTT connection refused with code {}: {reason}", code as u8);
     }
-    encode::connack(&mut wire.output, false, code);
+    encode::connack(&mut wire.outlet.buffer, false, code);
     ConnectionEnd::Refused(code)
 }

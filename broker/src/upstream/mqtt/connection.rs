@@ -1,31 +1,19 @@
 //! One MQTT connection: its socket, its buffers, its packet identifiers, and whether its peer still answers.
 
-use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::bell::Bell;
 use super::packet::{self, PacketId, Received};
-
-/// Bytes of one read at most.
-const READ_BYTES: usize = 16_384;
+use crate::mqtt::{Outlet, poll_read_once};
 
 /// Reads of one turn at most; others have theirs then.
 const READS_MAX: usize = 8;
-
-/// Payloads of at least this many bytes are written by reference instead of being copied.
-const BY_REFERENCE_BYTES_MIN: usize = 4_096;
-
-/// Buffers handed to one vectored write.
-const SLICES_MAX: usize = 16;
 
 /// Nothing more is published while this many bytes wait to be written.
 pub(super) const BACKLOG_BYTES_MAX: usize = 262_144;
@@ -41,12 +29,7 @@ pub(super) struct Connection<S> {
     stream: S,
     waker: Waker,
     input: BytesMut,
-    output: BytesMut,
-    /// What is to be written before `output`.
-    queue: VecDeque<Bytes>,
-    queue_bytes: usize,
-    flushed: bool,
-    stalled_since: Option<Instant>,
+    outlet: Outlet,
     last_id: u16,
     heard_at: Instant,
     spoke_at: Instant,
@@ -64,11 +47,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             stream,
             waker,
             input: BytesMut::new(),
-            output: BytesMut::new(),
-            queue: VecDeque::new(),
-            queue_bytes: 0,
-            flushed: true,
-            stalled_since: None,
+            outlet: Outlet::new(),
             last_id: 0,
             heard_at: now,
             spoke_at: now,
@@ -79,9 +58,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Puts a packet out.
     pub(super) fn put(&mut self, encode: impl FnOnce(&mut BytesMut)) {
-        encode(&mut self.output);
-        self.spoke_at = Instant::now();
-        self.waker.wake_by_ref();
+        encode(&mut self.outlet.buffer);
+        self.spoke();
     }
 
     /// Puts a PUBLISH out, of QoS 1 with a packet id. False, and nothing is put out, when it is too large.
@@ -92,19 +70,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         dup: bool,
         body: &Bytes,
     ) -> bool {
-        if !packet::publish_header(&mut self.output, topic, packet_id, dup, body.len()) {
+        if !packet::publish_header(&mut self.outlet.buffer, topic, packet_id, dup, body.len()) {
             return false;
         }
-        self.put(|out| {
-            if body.len() < BY_REFERENCE_BYTES_MIN {
-                out.extend_from_slice(body);
-            }
-        });
-        if body.len() >= BY_REFERENCE_BYTES_MIN {
-            let before = self.output.split().freeze();
-            self.queue_bytes += before.len() + body.len();
-            self.queue.extend([before, body.clone()]);
-        }
+        self.outlet.put_payload(body);
+        self.spoke();
         true
     }
 
@@ -128,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Bytes that wait to be written.
     pub(super) fn backlog_bytes(&self) -> usize {
-        self.queue_bytes + self.output.len()
+        self.outlet.backlog_bytes()
     }
 
     /// When the peer last said anything.
@@ -178,7 +148,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// lost when it says nothing within `limit`, or takes no bytes.
     pub(super) fn look(&mut self, now: Instant, idle_timeout: Duration, limit: Duration) -> Option<String> {
         let (half, over) = (idle_timeout / 2, |since: Instant, limit| now.duration_since(since) > limit);
-        if self.stalled_since.is_some_and(|since| over(since, Duration::from_secs(STALLED_SECS_MAX))) {
+        if self.outlet.stalled_since().is_some_and(|since| over(since, Duration::from_secs(STALLED_SECS_MAX)))
+        {
             return Some(format!("the upstream takes no bytes for {STALLED_SECS_MAX} s"));
         }
         let limit = limit.min(half);
@@ -193,12 +164,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Says good-bye, and gives the peer a moment to hear it.
     pub(super) async fn close(mut self) {
-        packet::disconnect(&mut self.output);
+        packet::disconnect(&mut self.outlet.buffer);
         let closing = async {
-            while let Some(bytes) = self.queue.pop_front() {
-                self.stream.write_all(&bytes).await?;
-            }
-            self.stream.write_all(&self.output).await?;
+            self.outlet.write_rest(&mut self.stream).await?;
             self.stream.shutdown().await
         };
         // Whatever fails here fails for a peer that is gone already.
@@ -206,87 +174,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Through the stack, so that an idle connection holds no buffer.
-        let mut scratch = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
-        let mut scratch = ReadBuf::uninit(&mut scratch);
-        let read = std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut scratch));
-        match (read, scratch.filled()) {
-            (Ok(()), []) => self.end("the upstream closed the connection".into()),
-            (Ok(()), filled) => {
-                self.heard_at = Instant::now();
-                if self.input.is_empty() {
-                    self.input = BytesMut::from(filled);
-                } else {
-                    self.input.extend_from_slice(filled);
-                }
-            }
-            (Err(error), _) => self.end(format!("the connection is lost: {error}")),
+        match ready!(poll_read_once(&mut self.stream, &mut self.input, cx)) {
+            Ok(0) => self.end("the upstream closed the connection".into()),
+            Ok(_) => self.heard_at = Instant::now(),
+            Err(error) => self.end(format!("the connection is lost: {error}")),
         }
         Poll::Ready(())
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) {
-        while self.ended.is_none() && self.backlog_bytes() > 0 {
-            let stream = Pin::new(&mut self.stream);
-            let wrote = if self.queue.is_empty() {
-                stream.poll_write(cx, &self.output)
-            } else {
-                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-                let waiting = self.queue.iter().map(|bytes| &bytes[..]).chain([&self.output[..]]);
-                let mut count = 0;
-                for (slice, bytes) in slices.iter_mut().zip(waiting) {
-                    *slice = IoSlice::new(bytes);
-                    count += 1;
-                }
-                stream.poll_write_vectored(cx, &slices[..count])
-            };
-            match wrote {
-                Poll::Ready(Ok(0)) => self.end("the connection takes no bytes".into()),
-                Poll::Ready(Ok(count)) => {
-                    self.written(count);
-                    (self.flushed, self.stalled_since) = (false, None);
-                }
-                Poll::Ready(Err(error)) => self.end(format!("the connection is lost: {error}")),
-                Poll::Pending => {
-                    self.stalled_since.get_or_insert_with(Instant::now);
-                    return;
-                }
-            }
-        }
-        if !self.flushed && self.ended.is_none() {
-            match Pin::new(&mut self.stream).poll_flush(cx) {
-                Poll::Ready(Ok(())) => (self.flushed, self.stalled_since) = (true, None),
-                Poll::Ready(Err(error)) => self.end(format!("the connection is lost: {error}")),
-                Poll::Pending => {
-                    self.stalled_since.get_or_insert_with(Instant::now);
-                }
-            }
-        }
-        if self.output.is_empty() && self.output.capacity() > READ_BYTES {
-            self.output = BytesMut::new();
+        if self.ended.is_none()
+            && let Err(error) = self.outlet.poll_write(&mut self.stream, cx)
+        {
+            self.end(format!("the connection is lost: {error}"));
         }
     }
 
-    fn written(&mut self, mut count: usize) {
-        while count > 0 {
-            let Some(front) = self.queue.front_mut() else {
-                self.output.advance(count);
-                return;
-            };
-            let step = count.min(front.len());
-            front.advance(step);
-            count -= step;
-            self.queue_bytes -= step;
-            if front.is_empty() {
-                self.queue.pop_front();
-            }
-        }
+    /// There is something to write.
+    fn spoke(&mut self) {
+        self.spoke_at = Instant::now();
+        self.waker.wake_by_ref();
     }
 
     /// Only the first reason counts.
     fn end(&mut self, reason: String) {
         self.ended.get_or_insert(reason);
-        self.stalled_since = None;
     }
 }
 
@@ -326,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn large_and_small_payloads_leave_in_order_through_a_narrow_socket() {
         let (bells, mut connection, mut far) = pair(1_000);
-        let large = Bytes::from(vec![7u8; BY_REFERENCE_BYTES_MIN]);
+        let large = Bytes::from(vec![7u8; 5_000]);
         let mut expected = BytesMut::new();
         for (number, body) in [large.clone(), Bytes::from_static(b"small"), large].into_iter().enumerate() {
             let id = PacketId::new(number as u16 + 1);

@@ -10,6 +10,7 @@ use mqttbytes::v4;
 use crate::head::mqtt::frame::Frame;
 pub(super) use crate::head::mqtt::packet::PacketId;
 use crate::head::mqtt::packet::{self, DecodeError, Packet, Publish};
+use crate::mqtt::{Extent, Malformed};
 
 /// Largest packet that is taken from the upstream, in bytes: a twin of 1 MiB and its topic.
 pub(super) const RECEIVED_BYTES_MAX: usize = (1 << 20) + 65_536;
@@ -78,7 +79,7 @@ pub(super) enum PacketError {
 /// # Errors
 /// As soon as the bytes can be no packet that an upstream may send.
 pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Received>, PacketError> {
-    let Some((header_bytes, total_bytes)) = measure(buffer)? else { return Ok(None) };
+    let Some(Extent { header_bytes, total_bytes }) = measure(buffer)? else { return Ok(None) };
     if buffer.len() < total_bytes {
         return Ok(None);
     }
@@ -88,28 +89,18 @@ pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Received>, PacketErro
     decode(first_byte, body.freeze()).map(Some)
 }
 
-/// Bytes of the fixed header and of the whole packet; nothing when the header is not complete yet.
-fn measure(bytes: &[u8]) -> Result<Option<(usize, usize)>, PacketError> {
+/// How far the packet at the start of `bytes` reaches; nothing when its fixed header is not complete yet.
+fn measure(bytes: &[u8]) -> Result<Option<Extent>, PacketError> {
     let Some(&first_byte) = bytes.first() else { return Ok(None) };
     if !matches!(first_byte, 0x20 | 0x30..=0x3f | 0x40 | 0x90 | 0xb0 | 0xd0) {
         return Err(PacketError::FirstByte(first_byte));
     }
-    let mut remaining = 0usize;
-    for index in 0..4 {
-        let Some(&byte) = bytes.get(1 + index) else { return Ok(None) };
-        remaining |= usize::from(byte & 0x7f) << (7 * index);
-        if byte & 0x80 == 0 {
-            if byte == 0 && index > 0 {
-                return Err(PacketError::Length);
-            }
-            let (header_bytes, total_bytes) = (2 + index, 2 + index + remaining);
-            return match total_bytes {
-                ..=RECEIVED_BYTES_MAX => Ok(Some((header_bytes, total_bytes))),
-                _ => Err(PacketError::TooLarge(total_bytes)),
-            };
+    match Extent::read(bytes).map_err(|Malformed| PacketError::Length)? {
+        Some(Extent { total_bytes, .. }) if total_bytes > RECEIVED_BYTES_MAX => {
+            Err(PacketError::TooLarge(total_bytes))
         }
+        extent => Ok(extent),
     }
-    Err(PacketError::Length)
 }
 
 fn decode(first_byte: u8, body: Bytes) -> Result<Received, PacketError> {

@@ -109,7 +109,7 @@ where
             }
             Packet::PingReq => match self.pings_answered_ahead.checked_sub(1) {
                 Some(left) => self.pings_answered_ahead = left,
-                None => encode::pingresp(&mut self.wire.output),
+                None => encode::pingresp(&mut self.wire.outlet.buffer),
             },
             Packet::Disconnect => return Err(ConnectionEnd::Disconnected),
         }
@@ -228,7 +228,7 @@ where
                 Box::pin(self.store_session(backend)).await?;
             }
             self.switch_features(backend, client);
-            self.wire.output.extend_from_slice(&answers);
+            self.wire.outlet.buffer.extend_from_slice(&answers);
         }
         match end {
             None => Ok(()),

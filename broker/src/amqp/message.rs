@@ -314,15 +314,7 @@ impl MessageEncoder {
         entries: impl IntoIterator<Item = (&'v str, V)>,
         put: impl Fn(&mut BytesMut, V),
     ) -> &mut Self {
-        let mut entries = entries.into_iter().peekable();
-        if entries.peek().is_some() {
-            let mut map = CompoundWriter::described_map(&mut self.out, ANNOTATIONS);
-            for (key, value) in entries {
-                map.entry(|out| put_symbol(out, key), |out| put(out, value));
-            }
-            map.finish();
-        }
-        self
+        self.map(ANNOTATIONS, put_symbol, entries, put)
     }
 
     /// The properties section.
@@ -368,11 +360,22 @@ impl MessageEncoder {
         entries: impl IntoIterator<Item = (&'v str, V)>,
         put: impl Fn(&mut BytesMut, V),
     ) -> &mut Self {
+        self.map(APPLICATION_PROPERTIES, put_string, entries, put)
+    }
+
+    /// A section that is a map; without entries there is none.
+    fn map<'v, V>(
+        &mut self,
+        section: u64,
+        put_key: impl Fn(&mut BytesMut, &str),
+        entries: impl IntoIterator<Item = (&'v str, V)>,
+        put: impl Fn(&mut BytesMut, V),
+    ) -> &mut Self {
         let mut entries = entries.into_iter().peekable();
         if entries.peek().is_some() {
-            let mut map = CompoundWriter::described_map(&mut self.out, APPLICATION_PROPERTIES);
+            let mut map = CompoundWriter::described_map(&mut self.out, section);
             for (key, value) in entries {
-                map.entry(|out| put_string(out, key), |out| put(out, value));
+                map.entry(|out| put_key(out, key), |out| put(out, value));
             }
             map.finish();
         }

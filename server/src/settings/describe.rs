@@ -190,7 +190,7 @@ const DESCRIPTIONS: &[Description] = &[
         "MinTwinSyncPeriodSecs",
         0,
         YEAR_SECS,
-        "Least seconds between two reads of one client's twin after the upstream came back.",
+        "Least seconds between two reads of one client's twin because the upstream came back.",
     ),
     flag(
         "EncryptTwinStore",

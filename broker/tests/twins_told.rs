@@ -9,7 +9,9 @@ mod module_site;
 
 use std::time::Duration;
 
-use control_site::{Cloud, ask, command, desired, document, get, id, memory, quick, start, subscriber};
+use control_site::{
+    Cloud, ask, command, desired, document, get, id, memory, quick, report_all, start, subscriber,
+};
 use edgehub_broker::backend::{Backend, Command, Feature, TwinOperation};
 use edgehub_broker::hub::{ControlOptions, Hub};
 use edgehub_broker::upstream::control::Downward;
@@ -146,6 +148,35 @@ async fn what_an_earlier_connection_asked_for_is_told_to_the_one_that_is_there()
     hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
     let patch = cloud.change("leaf", json!({ "a": 2 }));
     cloud.go_on("leaf").await;
+    assert_eq!(desired(&mut leaf).await, patch);
+}
+
+#[tokio::test]
+async fn what_comes_when_the_client_has_just_gone_is_told_to_the_next_one() {
+    let (hub, cloud) = start(&memory(), options());
+    cloud.up().await;
+    let mut leaf = told(&hub, &cloud).await;
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, false);
+    until(|| cloud.wanted("leaf").is_none()).await;
+    // The upstream had sent it before it knew.
+    let patch = cloud.desire("leaf", json!({ "a": 2 })).await;
+    // Who reports hears only when all that came before has been looked at.
+    report_all(&hub, &mut leaf, [json!({ "r": 1 })]).await;
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
+    assert_eq!(desired(&mut leaf).await, patch);
+    // The same with a comparison that is under way.
+    cloud.hang("leaf");
+    cloud.hear(Downward::Linked(id("leaf"))).await;
+    until(|| cloud.held() == 1).await;
+    let reading = cloud.take_reading();
+    let patch = cloud.change("leaf", json!({ "a": 3 }));
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, false);
+    until(|| cloud.wanted("leaf").is_none()).await;
+    let twin = json!({ "desired": { "a": 3, "linked": 1, "$version": 4 }, "reported": { "r": 1 } });
+    reading.send(Ok(twin.to_string().into())).unwrap();
+    report_all(&hub, &mut leaf, [json!({ "r": 2 })]).await;
+    cloud.go_on("leaf").await;
+    hub.subscribe(&mut leaf.client, Feature::DesiredProperties, true);
     assert_eq!(desired(&mut leaf).await, patch);
 }
 

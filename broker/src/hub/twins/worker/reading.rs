@@ -150,6 +150,10 @@ impl Worker {
                 TwinRecord::default()
             }
         };
+        if self.readers.is_empty() && !self.is_heard() {
+            // As with a change that is pushed.
+            return;
+        }
         let before = record.desired.replace(desired);
         record.reported = reported;
         let document = record.document();
@@ -174,8 +178,12 @@ impl Worker {
         }
     }
 
-    /// Takes a change of desired properties.
+    /// Takes a change of desired properties. One that came when its client had just gone is left to the comparison with
+    /// which the next one begins: what is kept is what clients were told.
     pub(super) async fn pushed(&mut self, patch: Bytes) {
+        if !self.is_heard() {
+            return;
+        }
         let changes = match json::parse_twin(&patch) {
             Ok(changes) => changes,
             Err(error) => {
@@ -229,6 +237,12 @@ impl Worker {
         if let Some((_, mailbox)) = client {
             self.send(mailbox, Command::Desired(DesiredPatch { patch, version })).await;
         }
+    }
+
+    /// Whether anybody hears of changes: a client that wants to, or the hub itself of its own.
+    fn is_heard(&self) -> bool {
+        let wants = || self.twins.subscriptions.client(&self.identity, |wanted| wanted.desired).is_some();
+        self.is_own() || wants()
     }
 
     /// Whether the client that wants to hear of changes is none of those who wait for a reading: an earlier connection of

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, contextmanager
 from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message
 from azure.iot.device import aio
 
+from . import wait
+
 RETRY_SECS = 1
 SHUTDOWN_SECS = 5
 
@@ -42,6 +44,12 @@ def client(site, identity, connect=True, **options):
         ending = threading.Thread(target=made.shutdown, daemon=True)
         ending.start()
         ending.join(SHUTDOWN_SECS)
+
+
+def wait_twins(site, identity):
+    """Returns when the hub has twins of the cloud. Before, one that nobody knows is empty, with version 0."""
+    with client(site, identity) as made:
+        wait.until("twins come from the cloud", lambda: made.get_twin()["desired"]["$version"] > 0)
 
 
 @contextmanager

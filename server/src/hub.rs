@@ -13,8 +13,8 @@ use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, Signer, SymmetricKey, TokenSource,
+    Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeCalls, ScopeClient, ScopeClientOptions,
+    ScopeRefresher, ScopeService, Signer, SymmetricKey, TokenSource,
 };
 use edgehub_broker::twin::TwinCipher;
 use edgehub_broker::upstream::plain::PlainAmqp;
@@ -49,6 +49,7 @@ pub struct RunningHub {
     store: Store,
     configuration: Configuration,
     authenticator: Arc<dyn Authenticator>,
+    scope_calls: Arc<dyn ScopeCalls>,
     trust: Trust,
     threads: ConnectionThreads,
     delivery: Runtime,
@@ -138,12 +139,22 @@ impl RunningHub {
             async move { refresher.refresh_by_method(&payload).await }
         });
         let authenticator: Arc<dyn Authenticator> = refresher.clone();
+        let scope_calls = Arc::new(ScopeService::new(refresher.clone()));
         control.spawn(async move { refresher.run().await });
         let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
         let threads = ConnectionThreads::start(settings.listen.threads)?;
         let stop_timeout = settings.listen.stop_timeout;
-        let running =
-            Self { hub, store, configuration, authenticator, trust, threads, delivery, stop_timeout };
+        let running = Self {
+            hub,
+            store,
+            configuration,
+            authenticator,
+            scope_calls,
+            trust,
+            threads,
+            delivery,
+            stop_timeout,
+        };
         running.keep_certificates(prepared, control);
         Ok(running)
     }
@@ -158,7 +169,7 @@ impl RunningHub {
     /// # Errors
     /// The first port that cannot be had.
     pub fn open_heads(&self, prepared: &Prepared) -> Result<(), Failure> {
-        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone())
+        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone(), self.scope_calls.clone())
     }
 
     /// How it stands with the configuration, for the pages.

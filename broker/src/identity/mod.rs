@@ -7,7 +7,9 @@ mod name;
 mod record;
 mod refresh;
 mod scope;
+mod scope_call;
 mod scope_client;
+mod scope_service;
 mod source;
 mod token;
 
@@ -27,7 +29,13 @@ pub use refresh::{
 pub use scope::{
     CHAIN_EDGE_DEVICES_MAX, HUB_MODULE_ID, IDENTITIES_MAX, ScopeCache, ScopeCacheError, ScopeChange,
 };
+pub use scope_call::{
+    PAGE_IDENTITIES_MAX, SCOPE_REQUEST_BYTES_MAX, ScopeCall, ScopeRefusal, ScopeRequest, Wanted,
+};
 pub use scope_client::{ANSWER_BYTES_MAX, CALL_TIMEOUT_SECS, ScopeClient, ScopeClientOptions};
+pub use scope_service::{
+    Answering, CALLS_MAX, CALLS_OF_CHILD_MAX, CHILD_REFRESHES_MAX, ScopeAsk, ScopeCalls, ScopeService,
+};
 pub use source::{FullScope, ScopeError, ScopeSource};
 pub(crate) use token::escaped;
 pub use token::{

@@ -270,7 +270,8 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         }
     }
 
-    /// Refreshes one identity now, whenever it was refreshed before; one that is gone is removed from the cache.
+    /// Refreshes one identity now, whenever it was refreshed before; one that is gone is removed from the cache. What a
+    /// child may not see is not gone: before it is removed, the upstream must say so to this hub itself.
     ///
     /// # Errors
     /// When the upstream gave nothing usable; the cache stays as it was.
@@ -279,13 +280,21 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         identity: &Identity,
         auth_chain: &str,
     ) -> Result<Arc<ScopeChange>, ScopeError> {
-        let found = self.source.one(identity, auth_chain).await?;
+        let brings = |found: &[ServiceIdentity]| found.iter().any(|entry| entry.identity == *identity);
+        let mut found = self.source.one(identity, auth_chain).await?;
+        let own = self.cache.edge_device().filter(|own| own.device_id() != auth_chain);
+        if let Some(own) = own
+            && !brings(&found)
+            && self.cache.get(identity).is_some()
+        {
+            found = self.source.one(identity, own.device_id()).await?;
+        }
         let change = {
             let mut full = self.full.lock();
             if full.running && full.newer.len() < NEWER_MAX {
                 full.newer.push((identity.clone(), found.clone()));
             }
-            let gone = !found.iter().any(|entry| entry.identity == *identity);
+            let gone = !brings(&found);
             let mut change = self.cache.update(found)?;
             if gone {
                 change.removed.extend(self.cache.remove(identity).removed);
@@ -370,7 +379,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     }
 
     /// Waits until the deadline for the full refresh that is under way, or for a new one if the delay allows it.
-    async fn await_full(&self, deadline: Instant) {
+    pub(super) async fn await_full(&self, deadline: Instant) {
         let mut done = self.full_done.subscribe();
         self.want_full();
         let (running, wanted) = {
@@ -380,6 +389,16 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         if running || wanted {
             let _ = timeout_at(deadline, done.changed()).await;
         }
+    }
+
+    /// Longest wait of whoever waits for refreshes.
+    pub(super) fn login_wait(&self) -> Duration {
+        self.options.login_wait
+    }
+
+    /// Whether a full refresh that began since then brought everything.
+    pub(super) fn knows_all_since(&self, since: Instant) -> bool {
+        self.full.lock().succeeded_start.is_some_and(|start| start >= since)
     }
 
     fn announce(&self, change: ScopeChange) -> Arc<ScopeChange> {

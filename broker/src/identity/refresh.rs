@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
 use super::certificate::ClientTrust;
 use super::name::Identity;
-use super::record::{Authentication, ServiceIdentity};
-use super::scope::{ScopeCache, ScopeChange};
+use super::record::{Authentication, ServiceIdentity, Status};
+use super::scope::{IDENTITIES_MAX, ScopeCache, ScopeChange};
 use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::{Clock, Hosts, unix_now_secs};
 use crate::backend::{Login, LoginError};
@@ -206,6 +206,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         let _done = FullDone(self);
         let mut scope = self.source.all().await?;
         self.add_leaf_modules(&mut scope).await;
+        self.keep_below_disabled(&mut scope);
         let FullScope { mut identities, complete } = scope;
         let change = {
             // Held while the cache takes the answer, so that no single refresh comes between.
@@ -220,6 +221,23 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             if complete { self.cache.replace_all(identities)? } else { self.cache.update(identities)? }
         };
         Ok(self.announce(change))
+    }
+
+    /// Nobody tells what is below an edge device that is disabled. What is known of it stays: it cannot connect, but may be
+    /// enabled again, and then must find its queues and twins.
+    fn keep_below_disabled(&self, scope: &mut FullScope) {
+        let mut received: HashSet<Identity, ahash::RandomState> =
+            scope.identities.iter().map(|entry| entry.identity.clone()).collect();
+        let disabled = scope.identities.iter().filter(|entry| entry.edge && entry.status == Status::Disabled);
+        let mut waiting: Vec<Identity> = disabled.map(|entry| entry.identity.clone()).collect();
+        while let Some(device) = waiting.pop() {
+            for entry in self.cache.below(&device, None, IDENTITIES_MAX).0 {
+                if received.insert(entry.identity.clone()) {
+                    waiting.extend(entry.edge.then(|| entry.identity.clone()));
+                    scope.identities.push(entry);
+                }
+            }
+        }
     }
 
     /// Full answers leave out the modules of leaf devices. Those that the cache has from single refreshes are asked for one by

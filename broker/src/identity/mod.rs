@@ -2,6 +2,8 @@
 
 mod authenticate;
 mod certificate;
+mod client_tokens;
+mod cloud;
 mod key;
 mod name;
 mod record;
@@ -16,6 +18,12 @@ pub use authenticate::{
 };
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CERTIFICATES_SHOWN_MAX, CertificateFacts, CertificateFault, ClientTrust,
+};
+pub use client_tokens::{CLIENT_TOKENS_MAX, ClientToken, ClientTokens};
+pub use cloud::{
+    ASKED_IDENTITIES_MAX, ATTEMPTS_MAX, ATTEMPTS_SECS, CloudAuthenticator, ProofError, Proving,
+    QUESTIONS_MAX, REFUSED_BURST_MAX, REFUSED_PER_SEC_MAX, TokenProver, UNREACHABLE_SECS,
+    WAITING_QUESTIONS_MAX,
 };
 pub use key::{KEY_BYTES_MAX, KeyError, SIGNATURE_BYTES, SymmetricKey};
 pub use name::{ID_BYTES_MAX, Identity, IdentityError};

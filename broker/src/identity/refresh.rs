@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
 use super::certificate::ClientTrust;
+use super::client_tokens::ClientTokens;
 use super::name::Identity;
 use super::record::{Authentication, ServiceIdentity};
 use super::scope::{ScopeCache, ScopeChange};
@@ -100,6 +101,27 @@ struct FullState {
     succeeded_start: Option<Instant>,
     /// What single refreshes brought while a full one is under way; newer than its answer.
     newer: Vec<(Identity, Vec<ServiceIdentity>)>,
+}
+
+/// What became of a login once the upstream was asked as far as may be.
+pub(super) struct Decision {
+    pub(super) verdict: Verdict,
+    /// Whether the upstream gave no answer.
+    upstream_failed: bool,
+}
+
+impl Decision {
+    /// The end of it: whoever is unknown is told to come again only if the upstream gave no answer.
+    pub(super) fn settled(self) -> Result<Accepted, LoginError> {
+        match self.verdict {
+            Verdict::Accepted(accepted) => Ok(accepted),
+            Verdict::Refused(refusal) => Err(LoginError::Refused(refusal.to_string())),
+            Verdict::Unknown(identity) if self.upstream_failed => Err(LoginError::Unavailable(format!(
+                "{identity} is unknown, and the upstream cannot be asked now"
+            ))),
+            Verdict::Unknown(identity) => Err(LoginError::Refused(format!("{identity} is not in scope"))),
+        }
+    }
 }
 
 /// Whether the upstream was asked for an identity.
@@ -301,23 +323,43 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     /// [`LoginError::Refused`] with the reason; [`LoginError::Unavailable`] when too many logins wait, or the identity
     /// is unknown and the upstream cannot be asked.
     pub async fn authenticate(&self, login: &Login) -> Result<Accepted, LoginError> {
+        self.decide(login).await?.settled()
+    }
+
+    /// As [`ScopeRefresher::authenticate`], for whoever can do something else for those that are unknown.
+    ///
+    /// # Errors
+    /// [`LoginError::Unavailable`] when too many logins wait.
+    pub(super) async fn decide(&self, login: &Login) -> Result<Decision, LoginError> {
         let mut verdict = self.verdict(login);
-        let Some(suspect) = suspect(&verdict) else { return settled(verdict, false) };
+        let Some(suspect) = suspect(&verdict) else {
+            return Ok(Decision { verdict, upstream_failed: false });
+        };
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(LoginError::Unavailable("too many logins wait for their identity's refresh".into()));
         };
         let deadline = Instant::now() + self.options.login_wait;
         let asked = timeout_at(deadline, self.ask(&suspect, login)).await.unwrap_or(Asked::Failed);
-        let mut failed = matches!(asked, Asked::Failed);
+        let mut upstream_failed = matches!(asked, Asked::Failed);
         if matches!(asked, Asked::Yes) {
             verdict = self.verdict(login);
         }
         if matches!(verdict, Verdict::Unknown(_) | Verdict::Refused(Refusal::NoChain(_))) {
             self.await_full(deadline).await;
             verdict = self.verdict(login);
-            failed |= self.full.lock().succeeded_start.is_none();
+            upstream_failed |= self.full.lock().succeeded_start.is_none();
         }
-        settled(verdict, failed)
+        Ok(Decision { verdict, upstream_failed })
+    }
+
+    /// The host names that the audience of a client's token may have.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// A place for the tokens of clients outside the scope; its changes are told as those of identities are.
+    pub fn client_tokens(&self) -> ClientTokens {
+        ClientTokens::new(self.changed.clone())
     }
 
     /// What the cache says to a login, without asking the upstream.
@@ -411,17 +453,6 @@ fn suspect(verdict: &Verdict) -> Option<Identity> {
         Verdict::Accepted(_) => None,
         Verdict::Refused(refusal) => refusal.refresh().cloned(),
         Verdict::Unknown(identity) => Some(identity.clone()),
-    }
-}
-
-fn settled(verdict: Verdict, upstream_failed: bool) -> Result<Accepted, LoginError> {
-    match verdict {
-        Verdict::Accepted(accepted) => Ok(accepted),
-        Verdict::Refused(refusal) => Err(LoginError::Refused(refusal.to_string())),
-        Verdict::Unknown(identity) if upstream_failed => Err(LoginError::Unavailable(format!(
-            "{identity} is unknown, and the upstream cannot be asked now"
-        ))),
-        Verdict::Unknown(identity) => Err(LoginError::Refused(format!("{identity} is not in scope"))),
     }
 }
 

@@ -107,6 +107,7 @@ pub(crate) fn upstream_options(
         identity: own,
         tls,
         scope: scope.clone(),
+        client_tokens: None,
         batch_max: 10,
         operation_timeout: knobs.operation_timeout,
         idle_timeout: knobs.idle_timeout,

@@ -4,6 +4,7 @@ Below they speak MQTT and AMQP, above the hub speaks AMQP and MQTT; what they se
 """
 
 import time
+from dataclasses import replace
 
 import pytest
 from blackbox import mqtt, sdk, wait
@@ -15,8 +16,11 @@ from test_mqtt_upstream import MqttSite
 from conftest import EVERYTHING_UP, running_site
 
 ACCEPTED, UNAVAILABLE, NOT_AUTHORIZED = 0, 3, 5
+DEADLINE_SECS = 120.0
 # Expired tokens count for five more minutes.
 TOLERANCE_SECS = 300
+# Enough for a login on a busy machine.
+LEFT_SECS = 12
 # Of wrong tokens: 32 at once, and two per second; what a slow machine takes for the test is in it.
 REFUSED_BURST, REFUSED_PER_SEC = 32, 2
 MODE = {
@@ -56,7 +60,7 @@ def try_login(site, identity, **options):
 
 
 def wait_login(site, identity, code):
-    wait.until(f"{identity.client_id} hears {code}", lambda: try_login(site, identity) == code)
+    wait.until(f"{identity.client_id} hears {code}", lambda: try_login(site, identity) == code, DEADLINE_SECS)
 
 
 def bodies(site, identity):
@@ -67,7 +71,8 @@ def bodies(site, identity):
 
 
 def wait_bodies(site, identity, expected):
-    wait.until(f"{identity.client_id} has sent {expected}", lambda: set(expected) <= set(bodies(site, identity)))
+    what = f"{identity.client_id} has sent {expected}"
+    wait.until(what, lambda: set(expected) <= set(bodies(site, identity)), DEADLINE_SECS)
 
 
 @pytest.mark.parametrize("transport", ["mqtt", "amqp"])
@@ -83,7 +88,8 @@ def test_a_guest_has_telemetry_twin_methods_and_messages(site, service, transpor
         assert (record["deviceId"], record["body"]) == (identity.device, b'{"n":1}')
         device.do("twin")
         device.do("report", patch={"state": transport})
-        wait.until("the cloud has what was reported", lambda: service.reported(identity).get("state") == transport)
+        reported = lambda: service.reported(identity).get("state") == transport
+        wait.until("the cloud has what was reported", reported, DEADLINE_SECS)
         # A change that comes before the upstream tells of changes may be missed; a later one is not.
         numbers = iter(range(1_000))
 
@@ -91,7 +97,7 @@ def test_a_guest_has_telemetry_twin_methods_and_messages(site, service, transpor
             service.desire(identity, {"number": next(numbers)})
             return device.events("desired")
 
-        wait.until("a change arrives", changed)
+        wait.until("a change arrives", changed, DEADLINE_SECS)
         device.do("methods", name="reboot")
 
         def answered():
@@ -100,7 +106,7 @@ def test_a_guest_has_telemetry_twin_methods_and_messages(site, service, transpor
             except Exception:  # pylint: disable=broad-except
                 return None
 
-        assert wait.until("the method reaches the client", answered) == 202
+        assert wait.until("the method reaches the client", answered, DEADLINE_SECS) == 202
         assert service.send_and_wait_feedback(identity, "hello", f"hello-{transport}") == "Success"
         device.wait_event("message", body="hello", messageId=f"hello-{transport}")
         device.do("close")
@@ -133,7 +139,7 @@ def test_a_wrong_key_is_refused(site):
 
 def test_an_expired_token_ends_the_connection_and_a_newer_one_lets_in(site):
     known = guest(site, "expiring")
-    expires_at = time.time() - TOLERANCE_SECS + 5
+    expires_at = time.time() - TOLERANCE_SECS + LEFT_SECS
     token = known.token(expires_at)
     with connection(site) as expiring:
         assert expiring.login(known, token=token) == ACCEPTED
@@ -171,40 +177,37 @@ def test_who_is_known_stays_while_the_upstream_is_away_and_others_are_told_to_co
 def test_who_is_disabled_above_is_cut_off(site, service):
     known = guest(site, "disabled")
     with connection(site) as one:
-        token = known.token()
-        assert one.login(known, token=token) == ACCEPTED
+        assert one.login(known) == ACCEPTED
         one.publish_acknowledged(known.events_topic, b"1")
         wait_bodies(site, known, [b"1"])
         device = service.manager.get_device(known.device)
         keys = device.authentication.symmetric_key
         arguments = (known.device, device.etag, keys.primary_key, keys.secondary_key)
         service.manager.update_device_with_sas(*arguments, "disabled")
-        # The cloud ends its links, or refuses the next; either way it is judged anew.
-        one.send(mqtt.publish(known.events_topic, b"2", 2))
-        try:
-            while True:
-                one.receive()
-        except mqtt.Closed:
-            pass
+        # The cloud ends its links, and does not let it in again; the hub follows.
+        one.expect_closed()
     wait_login(site, known, NOT_AUTHORIZED)
     service.manager.update_device_with_sas(
         known.device, service.manager.get_device(known.device).etag, keys.primary_key, keys.secondary_key, "enabled"
     )
+    wait_login(site, known, ACCEPTED)
+    token = known.token()
+    with_token = lambda: try_login(site, known, token=token) == ACCEPTED
+    wait.until("it is let in again with this token", with_token, DEADLINE_SECS)
     with connection(site) as again:
-        wait.until("it is let in again", lambda: try_login(site, known) == ACCEPTED)
-        assert again.login(known) == ACCEPTED
-        again.publish_acknowledged(known.events_topic, b"3")
-        wait_bodies(site, known, [b"2", b"3"])
+        assert again.login(known, token=token) == ACCEPTED
+        again.publish_acknowledged(known.events_topic, b"2")
+        wait_bodies(site, known, [b"1", b"2"])
     site.wait_drained()
 
 
 def test_a_flood_of_wrong_tokens_opens_few_connections_above(site):
-    wrong = [guest(site, "flooded").with_other_key()]
+    wrong = guest(site, "flooded").with_other_key()
     before, started = site.amqp_link.accepted, time.monotonic()
-    codes = [try_login(site, wrong[0], token=wrong[0].token(time.time() + 3600 + n)) for n in range(60)]
+    codes = [try_login(site, wrong, token=wrong.token(time.time() + 3600 + n)) for n in range(60)]
     assert set(codes) <= {NOT_AUTHORIZED, UNAVAILABLE}, codes
     assert 1 <= site.amqp_link.accepted - before <= 5 * (1 + (time.monotonic() - started) // 60), codes
-    made_up = [type(wrong[0])(site.cloud.host_name, f"made-up-{n}", None, wrong[0].key) for n in range(100)]
+    made_up = [replace(wrong, device=f"made-up-{n}") for n in range(100)]
     codes = [try_login(site, identity) for identity in made_up]
     assert set(codes) <= {NOT_AUTHORIZED, UNAVAILABLE}, codes
     elapsed_secs = time.monotonic() - started
@@ -273,7 +276,8 @@ def test_messages_of_a_guest_wait_for_it_over_a_restart(tmp_path):
             other.publish_acknowledged(made.leaf.events_topic, b"other")
         wait_bodies(made, made.leaf, [b"other"])
         # Its token is not known any more, and it is not in scope: nothing goes up for it, and nothing is given up.
-        assert made.queued() == 1 and bodies(made, identity) == []
+        wait.until("one message is left", lambda: made.queued() == 1, DEADLINE_SECS)
+        assert bodies(made, identity) == []
         wait_login(made, identity, ACCEPTED)
         wait_bodies(made, identity, [b"kept"])
         made.wait_drained()

@@ -191,8 +191,9 @@ impl Ground {
     /// What an identity last came with upstream: token and auth chain.
     fn last(&self, name: &str) -> Option<(Credentials, Option<Arc<str>>)> {
         let state = self.cloud.state.lock();
-        let all = state.logins.iter().chain(&state.renewals).filter(|login| login.identity == identity(name));
-        all.last().map(|login| (login.credentials.clone(), login.auth_chain.clone()))
+        let mut all =
+            state.logins.iter().chain(&state.renewals).filter(|login| login.identity == identity(name));
+        all.next_back().map(|login| (login.credentials.clone(), login.auth_chain.clone()))
     }
 
     async fn arrives(&self, numbers: std::ops::Range<u32>) {

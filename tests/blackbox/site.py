@@ -1,6 +1,7 @@
 """A site: a cloud, one edge hub below it, and the identities that both know."""
 
 import base64
+import collections
 import copy
 import http.client
 import json
@@ -25,6 +26,8 @@ ADDRESS_TRIES_MAX = 20
 BLOCK_BYTES = 1 << 20
 LEAVES = ("leaf1", "leaf2", "leaf3")
 MODULES = ("sender", "receiver")
+# More than the sites that are up at a time have; the oldest are let go of.
+_KEPT_PORTS = collections.deque(maxlen=100)
 
 
 def free_address():
@@ -40,10 +43,17 @@ def free_address():
 
 
 def free_port(address, port=0):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address, port))
-        return probe.getsockname()[1]
+    """A port on which nothing listens. Nobody else is given it for a while, as a socket that does not listen keeps it;
+    whoever asks for it by its number, as our programs do, gets it all the same."""
+    keeper = socket.socket()
+    try:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((address, port))
+    except OSError:
+        keeper.close()
+        raise
+    _KEPT_PORTS.append(keeper)
+    return keeper.getsockname()[1]
 
 
 def manifest(routes, ttl_secs=7200, schema="1.1", max_size_bytes=None):

@@ -178,6 +178,14 @@ pub(crate) fn ledger(hub: &Hub, queue: &str) -> LedgerStatus {
     found.ledger
 }
 
+/// Lets time pass at once, so that what waits for an answer is late: a time to answer that a test can wait for is one that
+/// a slow machine misses.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !condition() {

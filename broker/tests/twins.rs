@@ -15,7 +15,7 @@ use control_site::{
 use edgehub_broker::backend::{Backend, Command, Feature, TwinError, TwinOperation};
 use edgehub_broker::hub::{ControlOptions, TWIN_REQUESTS_MAX};
 use edgehub_broker::upstream::control::{Downward, Wanted};
-use module_site::{connect, until};
+use module_site::{DEADLINE, connect, until};
 use serde_json::{Value, json};
 
 /// A time that no test lasts.
@@ -277,7 +277,7 @@ async fn a_comparison_begins_when_the_reading_of_the_client_ends() {
         };
         assert_eq!(document(first.result.clone())["desired"]["a"], 1);
         assert_eq!(serde_json::from_slice::<Value>(&change.patch).unwrap(), json!({ "a": 2, "$version": 2 }));
-        assert!(took < Duration::from_secs(15), "{name}: {took:?}");
+        assert!(took < DEADLINE / 2, "{name}: {took:?}");
     }
 }
 

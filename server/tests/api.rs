@@ -298,7 +298,7 @@ async fn calls_at_a_time_are_bounded() {
         })
         .collect();
     for _ in 0..REQUESTS_MAX {
-        tokio::time::timeout(Duration::from_secs(30), received.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), received.recv()).await.unwrap().unwrap();
     }
     assert_eq!(call(&api, path, &headers, METHOD).await.0, 503);
     calls.into_iter().for_each(|call| call.abort());

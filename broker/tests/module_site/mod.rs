@@ -21,7 +21,7 @@ use edgehub_storage::clock::ManualTimeSource;
 use edgehub_storage::{DeadLetter, ReadLimit, Store, StoreLimits, StoreOptions};
 use serde_json::json;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Pauses that a test can wait for.
 pub(crate) const QUICK: BackoffOptions =

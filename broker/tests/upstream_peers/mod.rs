@@ -341,4 +341,4 @@ pub(crate) async fn silent() -> (u16, JoinHandle<()>) {
 }
 
 /// Long enough for a loaded machine, short enough for tests of what never comes.
-pub(crate) const SHORT: Duration = Duration::from_millis(600);
+pub(crate) const SHORT: Duration = Duration::from_secs(2);

@@ -267,8 +267,8 @@ class Site:
         return pages.status(self.pages)
 
     def ledgers(self):
-        status = self.status()
-        assert status["gap"] == 0, status
+        # While a message is on its way into the store, the accounts of the store and of its queues differ for a moment.
+        status = wait.until("the accounts agree", lambda: (now := self.status())["gap"] == 0 and now)
         found = list(pages.ledgers(status))
         assert len(found) == len(status["queues"]), status
         return found

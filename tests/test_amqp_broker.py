@@ -22,7 +22,7 @@ def settings(broker, address, password="guest"):
         "EDGEHUB_UPSTREAM__KIND": "amqp",
         "EDGEHUB_UPSTREAM__URL": f"amqp://guest:{password}@{broker.address}:{broker.port}",
         "EDGEHUB_UPSTREAM__ADDRESS": address,
-        "CloudOperationTimeoutSecs": 5,
+        "CloudOperationTimeoutSecs": 20,  # as long as it may take a loaded machine to start a broker
     }
 
 

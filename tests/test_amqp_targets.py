@@ -36,7 +36,7 @@ def settings(broker, name, alarms=None):
         "EDGEHUB_UPSTREAM__TARGETS__AUDIT": alarms,
         "EDGEHUB_UPSTREAM__TARGETS__history": f"/amq/queue/{name}-history",
         "EDGEHUB_UPSTREAM__TARGETS__plant": f"/exchange/{name}-plant/{{deviceId}}.telemetry",
-        "CloudOperationTimeoutSecs": 5,
+        "CloudOperationTimeoutSecs": 20,  # as long as it may take a loaded machine to start a broker
     }
 
 

@@ -19,7 +19,7 @@ from conftest import EVERYTHING_UP
 
 SETTINGS = {
     **WEBSOCKETS,
-    "CloudOperationTimeoutSecs": "120",
+    "CloudOperationTimeoutSecs": "300",
     "MinTwinSyncPeriodSecs": "0",
     "ReportedPropertiesSyncFrequencySecs": "1",
 }

@@ -137,7 +137,9 @@ def test_clients_are_counted_under_the_reference_s_text(site):
     with mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as wire:
         assert wire.login(site.leaf.with_other_key()) != 0
     failed = {"id": "leaf1", "reason": "not_authenticated"}
-    assert pages.total(site.pages, "edgehub_client_connect_failed_total", **failed) >= 1
+    wait.until(
+        "it was refused", lambda: pages.total(site.pages, "edgehub_client_connect_failed_total", **failed) >= 1
+    )
     assert_to_the_letter(site)
 
 

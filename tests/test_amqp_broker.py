@@ -38,7 +38,7 @@ def collect(broker, queue, count, into):
         into.extend(broker.take(queue))
         return len({body for _, body in into}) >= count
 
-    wait.until(f"{count} messages in {queue}", probe, 60)
+    wait.until(f"{count} messages in {queue}", probe, 180)
     return [int(body) for _, body in into]
 
 

@@ -8,7 +8,7 @@ from blackbox import pages, sdk, wait
 from blackbox.rabbitmq import RabbitMq
 from blackbox.sequence import Arrivals
 
-DEADLINE_SECS = 120
+DEADLINE_SECS = 240
 ROUTES = {
     "alarms": "FROM /messages/* WHERE level = 'hot' INTO $upstream",
     "history": "FROM /messages/* INTO $upstream",

@@ -122,7 +122,7 @@ def test_queue_length_is_exact_during_an_outage_and_after(site):
             length = pages.total(site.pages, "edgehub_queue_length", endpoint="iothub", priority="2000000000")
             assert length == number
     site.restore_upstream()
-    wait.until("it is empty", lambda: pages.total(site.pages, "edgehub_queue_length", endpoint="iothub") == 0, 60)
+    wait.until("it is empty", lambda: pages.total(site.pages, "edgehub_queue_length", endpoint="iothub") == 0, 120)
     assert pages.total(site.pages, "edgehub_offline_count_total", id="edge1/$edgeHub") >= 1
     assert_to_the_letter(site)
 

@@ -20,7 +20,7 @@ from blackbox.site import MQTT_PORT, Cloud, Site, free_address, free_port, manif
 from conftest import EVERYTHING_UP
 
 FAST = {"CloudOperationTimeoutSecs": "5"}
-DEADLINE_SECS = 90.0
+DEADLINE_SECS = 180.0
 
 
 class OverMqtt:

@@ -8,7 +8,7 @@ import struct
 import threading
 
 BUFFER_BYTES = 65536
-HANDSHAKE_SECS = 10
+HANDSHAKE_SECS = 60
 
 
 class Proxy:
@@ -114,7 +114,7 @@ class Proxy:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(self._target, timeout=5)
+                server = socket.create_connection(self._target, timeout=60)
             except OSError:
                 client.close()
                 continue

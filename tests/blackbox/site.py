@@ -142,7 +142,7 @@ class Cloud:
     def each_message(self):
         """The same one by one, as they are read."""
         context = ssl.create_default_context(cafile=str(self._root))
-        connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=10)
+        connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=60)
         try:
             connection.request("GET", "/telemetry")
             response = connection.getresponse()
@@ -244,7 +244,7 @@ class Site:
         """The same as JSON."""
         return json.loads(self.operate(*arguments, "--format", "json"))
 
-    def run_hub_to_end(self, arguments=(), deadline_secs=30, **changed):
+    def run_hub_to_end(self, arguments=(), deadline_secs=90, **changed):
         """Starts a second hub with this site's settings that is expected to end by itself."""
         variables = {**self.environment(), **changed}
         return process.run(["run", "--manifest", self._manifest, *arguments], variables, deadline_secs)

@@ -90,12 +90,13 @@ def test_killed_under_a_pipelined_publisher_again_and_again(make_site):
 
     def take(message):
         numbers.append(int(message.data))
-        if len(set(numbers)) >= kept:
+        if len(numbers) >= kept:
             arrived.set()
 
     with sdk.receiver(site, site.modules["receiver"], take):
         assert arrived.wait(180), f"{len(numbers)} of {kept} arrived"
         site.wait_drained()
+        wait.until("all are handed over", lambda: len(set(numbers)) >= kept)
     arrivals = Arrivals.of(numbers)
     arrivals.assert_complete(acknowledged)
     arrivals.assert_ordered()

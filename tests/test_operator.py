@@ -98,7 +98,7 @@ def test_a_purge_says_what_it_would_do_and_does_it_when_told(make_site):
     received = []
     with sdk.receiver(site, site.modules["receiver"], lambda message: received.append(int(message.data))):
         site.wait_drained()
-        # The SDK acknowledges before it hands over.
+        # The SDK may acknowledge before it hands over.
         wait.until("all are handed over", lambda: len(received) >= 3)
     assert received == [2, 3, 4]
     alarm(site, [b"more"])

@@ -22,7 +22,7 @@ def settings(broker, address, password="guest"):
         "EDGEHUB_UPSTREAM__KIND": "amqp",
         "EDGEHUB_UPSTREAM__URL": f"amqp://guest:{password}@{broker.address}:{broker.port}",
         "EDGEHUB_UPSTREAM__ADDRESS": address,
-        "CloudOperationTimeoutSecs": 5,
+        "CloudOperationTimeoutSecs": 20,  # as long as it may take a loaded machine to start a broker
     }
 
 
@@ -38,7 +38,7 @@ def collect(broker, queue, count, into):
         into.extend(broker.take(queue))
         return len({body for _, body in into}) >= count
 
-    wait.until(f"{count} messages in {queue}", probe, 60)
+    wait.until(f"{count} messages in {queue}", probe, 180)
     return [int(body) for _, body in into]
 
 

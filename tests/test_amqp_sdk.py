@@ -2,7 +2,7 @@
 
 import pytest
 
-from blackbox import wait
+from blackbox import sdk, wait
 from blackbox.device import Device, Refused
 from blackbox.sequence import Arrivals
 from blackbox.service import NamedByAddress, Service, manager_of
@@ -13,7 +13,6 @@ SETTINGS = {
     **WEBSOCKETS,
     "amqpSettings__enabled": "true",
     "ReportedPropertiesSyncFrequencySecs": "1",
-    "MinTwinSyncPeriodSecs": "0",  # a change made before the upstream tells of changes is found by comparing
 }
 ROUTES = {
     "everything": "FROM /messages/* INTO $upstream",
@@ -29,6 +28,7 @@ PROPERTIES = {"naïve key": "50 % / ü & = ?", "empty": "", "wanted": "input"}
 def site(tmp_path_factory):
     options = {"settings": SETTINGS, "cloud": NamedByAddress}
     with running_site(tmp_path_factory.mktemp("site"), ROUTES, **options) as made:
+        sdk.wait_twins(made, made.modules["receiver"])
         yield made
 
 

@@ -8,7 +8,7 @@ from blackbox import pages, sdk, wait
 from blackbox.rabbitmq import RabbitMq
 from blackbox.sequence import Arrivals
 
-DEADLINE_SECS = 120
+DEADLINE_SECS = 240
 ROUTES = {
     "alarms": "FROM /messages/* WHERE level = 'hot' INTO $upstream",
     "history": "FROM /messages/* INTO $upstream",
@@ -36,7 +36,7 @@ def settings(broker, name, alarms=None):
         "EDGEHUB_UPSTREAM__TARGETS__AUDIT": alarms,
         "EDGEHUB_UPSTREAM__TARGETS__history": f"/amq/queue/{name}-history",
         "EDGEHUB_UPSTREAM__TARGETS__plant": f"/exchange/{name}-plant/{{deviceId}}.telemetry",
-        "CloudOperationTimeoutSecs": 5,
+        "CloudOperationTimeoutSecs": 20,  # as long as it may take a loaded machine to start a broker
     }
 
 

@@ -183,7 +183,8 @@ def test_a_message_waits_for_its_device(cloud, manager):
         messages = queue.Queue()
         client.on_message_received = messages.put
         assert messages.get(timeout=WAIT_SECS).data == b"early"
-    wait.until("the message is completed", lambda: manager.get_device("later1").cloud_to_device_message_count == 0)
+        # The SDK may hand it over before it acknowledges it.
+        wait.until("the message is completed", lambda: manager.get_device("later1").cloud_to_device_message_count == 0)
 
 
 def test_another_key_lets_no_service_in(cloud, monkeypatch):

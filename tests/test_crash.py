@@ -94,8 +94,9 @@ def test_killed_under_a_pipelined_publisher_again_and_again(make_site):
             arrived.set()
 
     with sdk.receiver(site, site.modules["receiver"], take):
-        assert arrived.wait(60), f"{len(numbers)} of {kept} arrived"
+        assert arrived.wait(180), f"{len(numbers)} of {kept} arrived"
         site.wait_drained()
+        wait.until("all are handed over", lambda: len(set(numbers)) >= kept)
     arrivals = Arrivals.of(numbers)
     arrivals.assert_complete(acknowledged)
     arrivals.assert_ordered()
@@ -122,7 +123,7 @@ def test_killed_while_a_module_takes_its_backlog(make_site):
         site.hub.kill()
     site.start_hub()
     with sdk.receiver(site, site.modules["receiver"], take):
-        assert all_there.wait(60), f"{len(set(numbers))} of {count} arrived"
+        assert all_there.wait(180), f"{len(set(numbers))} of {count} arrived"
         site.wait_drained()
     arrivals = Arrivals.of(numbers)
     arrivals.assert_complete(range(count))

@@ -15,7 +15,7 @@ from test_bad_input import AFTER_CONNECT, BEFORE_CONNECT
 CLIENTS_MAX = 40
 SETTINGS = {
     "MaxConnectedClients": CLIENTS_MAX,
-    "EDGEHUB_LISTEN__HANDSHAKE_TIMEOUT_SECS": "2",
+    "EDGEHUB_LISTEN__HANDSHAKE_TIMEOUT_SECS": "10",
 }
 ROUTES = {
     "up": "FROM /messages/* WHERE IS_DEFINED(marker) INTO $upstream",

@@ -15,7 +15,7 @@ CALL = json.dumps({"methodName": "m", "payload": {"a": 1}})
 
 def ask(site, verb, path, body=None, headers=None):
     context = ssl.create_default_context(cafile=str(site.authority.root))
-    connection = http.client.HTTPSConnection(site.address, HTTPS_PORT, context=context, timeout=20)
+    connection = http.client.HTTPSConnection(site.address, HTTPS_PORT, context=context, timeout=60)
     try:
         connection.request(verb, path, body, headers or {})
         response = connection.getresponse()

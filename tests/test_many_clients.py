@@ -14,7 +14,7 @@ from conftest import EVERYTHING_UP
 
 CLIENTS = 200
 BEFORE, AROUND = 5, 10  # messages of each client, before the hub is killed and around that
-ALL_SECS = 60
+ALL_SECS = 240
 LOOP_SECS = 0.5
 
 
@@ -111,11 +111,11 @@ def test_nothing_is_lost_when_all_come_at_once_and_the_hub_is_killed(site):
             for client in clients:
                 client.publish(range(BEFORE))
             start.set()
-            wait_for_all("the twins", clients, lambda client: client.twins == 1)
+            wait_for_all("the twins", clients, lambda client: client.twins >= 1)
             wait_for_all("acknowledgements", clients, lambda client: client.acknowledged == BEFORE)
             for client in clients:
                 manager.send_c2d_message(client.identity.device, client.identity.device)
-            wait_for_all("the commands", clients, lambda client: len(client.commands) == 1)
+            wait_for_all("the commands", clients, lambda client: client.commands)
             # What is acknowledged now is in the hub's store only.
             site.cut_upstream()
             count = BEFORE + AROUND
@@ -124,8 +124,9 @@ def test_nothing_is_lost_when_all_come_at_once_and_the_hub_is_killed(site):
             some = CLIENTS * BEFORE + CLIENTS
             wait.until("some are acknowledged", lambda: sum(client.acknowledged for client in clients) >= some)
             site.hub.kill()
+            twins = {client: client.twins for client in clients}
             site.start_hub()
-            wait_for_all("the twins again", clients, lambda client: client.twins >= 2)
+            wait_for_all("the twins again", clients, lambda client: client.twins > twins[client])
             wait_for_all("acknowledgements", clients, lambda client: client.acknowledged == count)
             site.restore_upstream()
         finally:

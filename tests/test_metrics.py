@@ -122,7 +122,7 @@ def test_queue_length_is_exact_during_an_outage_and_after(site):
             length = pages.total(site.pages, "edgehub_queue_length", endpoint="iothub", priority="2000000000")
             assert length == number
     site.restore_upstream()
-    wait.until("it is empty", lambda: pages.total(site.pages, "edgehub_queue_length", endpoint="iothub") == 0, 60)
+    wait.until("it is empty", lambda: pages.total(site.pages, "edgehub_queue_length", endpoint="iothub") == 0, 120)
     assert pages.total(site.pages, "edgehub_offline_count_total", id="edge1/$edgeHub") >= 1
     assert_to_the_letter(site)
 
@@ -137,7 +137,9 @@ def test_clients_are_counted_under_the_reference_s_text(site):
     with mqtt.Connection(site.address, MQTT_PORT, site.authority.root) as wire:
         assert wire.login(site.leaf.with_other_key()) != 0
     failed = {"id": "leaf1", "reason": "not_authenticated"}
-    assert pages.total(site.pages, "edgehub_client_connect_failed_total", **failed) >= 1
+    wait.until(
+        "it was refused", lambda: pages.total(site.pages, "edgehub_client_connect_failed_total", **failed) >= 1
+    )
     assert_to_the_letter(site)
 
 

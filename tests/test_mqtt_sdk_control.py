@@ -12,14 +12,14 @@ from blackbox.service import desire, invoke, twin
 from blackbox.site import WEBSOCKETS
 from conftest import EVERYTHING_UP, running_site
 
-# A change that is made before the upstream tells of changes is found by comparing, here at once.
-SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1", "MinTwinSyncPeriodSecs": "0"}
+SETTINGS = {**WEBSOCKETS, "ReportedPropertiesSyncFrequencySecs": "1"}
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     options = {"settings": SETTINGS, "cloud": service.NamedByAddress}
     with running_site(tmp_path_factory.mktemp("site"), EVERYTHING_UP, **options) as made:
+        sdk.wait_twins(made, made.leaves[2])
         yield made
 
 

@@ -20,7 +20,7 @@ from blackbox.site import MQTT_PORT, Cloud, Site, free_address, free_port, manif
 from conftest import EVERYTHING_UP
 
 FAST = {"CloudOperationTimeoutSecs": "5"}
-DEADLINE_SECS = 90.0
+DEADLINE_SECS = 180.0
 
 
 class OverMqtt:
@@ -225,8 +225,7 @@ class Child:
 
     def drained(self):
         status = pages.status(self.pages)
-        assert status["gap"] == 0, status
-        return all(ledger["queued"] == 0 for ledger in pages.ledgers(status))
+        return status["gap"] == 0 and all(ledger["queued"] == 0 for ledger in pages.ledgers(status))
 
     def close(self):
         try:

@@ -98,6 +98,8 @@ def test_a_purge_says_what_it_would_do_and_does_it_when_told(make_site):
     received = []
     with sdk.receiver(site, site.modules["receiver"], lambda message: received.append(int(message.data))):
         site.wait_drained()
+        # The SDK may acknowledge before it hands over.
+        wait.until("all are handed over", lambda: len(received) >= 3)
     assert received == [2, 3, 4]
     alarm(site, [b"more"])
     assert "Dropped 1 message" in site.operate("queues", "purge", INPUT, "--apply")
@@ -121,6 +123,7 @@ def test_a_queue_without_a_route_is_visible_and_delivered_when_the_route_returns
     received = []
     with sdk.receiver(site, site.modules["receiver"], lambda message: received.append(int(message.data))):
         site.wait_drained()
+        wait.until("all are handed over", lambda: len(set(received)) == 20)
     arrivals = Arrivals.of(received)
     arrivals.assert_complete(range(20))
     arrivals.assert_ordered()

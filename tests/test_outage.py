@@ -15,7 +15,7 @@ def send(client, first, end):
         client.send_message(sdk.message(str(n), {"marker": "n"}))
 
 
-def check_all(site, count, deadline_secs=60):
+def check_all(site, count, deadline_secs=180):
     wait.until(f"all {count} arrive", lambda: len(set(numbers(site))) == count, deadline_secs)
     site.wait_drained()
     arrivals = Arrivals.of(numbers(site))

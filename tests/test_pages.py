@@ -54,7 +54,7 @@ def test_the_upstream_state_is_seen(site):
         wait.until("the status shows the loss", lambda: state() != connected)
         site.restore_upstream()
         client.send_message(sdk.message("x", {"marker": "up again"}))
-        site.cloud.wait_telemetry("up again", lambda record: record["properties"].get("marker") == "up again", 1, 60)
+        site.cloud.wait_telemetry("up again", lambda record: record["properties"].get("marker") == "up again", 1, 120)
 
 
 def test_the_log_has_the_reference_s_line_form_and_no_secret(site):

@@ -1,5 +1,7 @@
 """With a workload API, twins are encrypted where they are stored, unless EncryptTwinStore says otherwise."""
 
+import contextlib
+
 from blackbox import sdk, wait
 from blackbox.workload import WorkloadSite
 
@@ -8,9 +10,16 @@ ROUTES = {"up": "FROM /messages/* INTO $upstream"}
 
 def stored(site, text):
     """Whether a file of the store holds the text."""
-    files = [path for path in site.storage.rglob("*") if path.is_file()]
-    assert files
-    return any(text.encode() in path.read_bytes() for path in files)
+    found = [content_of(path) for path in site.storage.rglob("*") if path.is_file()]
+    assert any(found)
+    return any(text.encode() in content for content in found)
+
+
+def content_of(path):
+    """Nothing, if the store has removed the file meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
 
 
 def report(site, **properties):

@@ -23,11 +23,11 @@ from blackbox.traffic import Traffic
 from conftest import EVERYTHING_UP
 
 # Short enough for a table of faults, long enough for a loaded machine.
-SETTINGS = {"CloudOperationTimeoutSecs": 3, "RuntimeLogLevel": "info"}
+SETTINGS = {"CloudOperationTimeoutSecs": 5, "RuntimeLogLevel": "info"}
 NOTICED_SECS = 120
 MANY = 50
 # How long the upstream asks for a pause; minutes in the long form.
-THROTTLED_SECS = int(os.environ.get("EDGEHUB_TEST_THROTTLED_SECS", "8"))
+THROTTLED_SECS = int(os.environ.get("EDGEHUB_TEST_THROTTLED_SECS", "20"))
 EACH = 20
 
 

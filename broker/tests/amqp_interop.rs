@@ -17,7 +17,7 @@ use fe2o3_amqp::{Receiver, Sender};
 use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A listener that accepts every link but those to `/refused`, settles every delivery with accepted, and sends
 /// a copy to the first link on which the peer receives. Ends with the connection; gives what it saw.

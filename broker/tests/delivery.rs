@@ -17,8 +17,8 @@ use edgehub_broker::identity::Identity;
 use edgehub_routing::HubConfig;
 use edgehub_storage::{DeadLetterReason, StoreLimits};
 use module_site::{
-    DEADLINE, Module, QUEUE, Setup, config, connect, dead_letters, ledger, numbers, publish, publish_on,
-    pump, receive, receive_all, setup, setup_with, to_filter, until,
+    DEADLINE, Module, QUEUE, Setup, config, connect, dead_letters, ledger, numbers, pass, publish,
+    publish_on, pump, receive, receive_all, setup, setup_with, to_filter, until,
 };
 use parking_lot::Mutex;
 use serde_json::json;
@@ -163,7 +163,7 @@ async fn what_expires_in_the_head_is_counted_as_expired_and_does_not_come_again(
 
 #[tokio::test]
 async fn a_module_that_never_answers_loses_nothing_and_others_flow() {
-    let Setup { hub, .. } = setup(4, Duration::from_millis(40));
+    let Setup { hub, .. } = setup(4, DEADLINE);
     let route =
         |input: &str| format!("FROM /messages/* INTO BrokeredEndpoint(\"/modules/{input}/inputs/in1\")");
     hub.apply(&config(json!({ "a": route("hanging"), "b": route("flowing") }), 3600)).unwrap();
@@ -175,6 +175,7 @@ async fn a_module_that_never_answers_loses_nothing_and_others_flow() {
     // More offers than a message may be refused.
     for _ in 0..ATTEMPTS_MAX + 2 {
         assert_eq!(receive(&mut hanging).await.0, [0, 1, 2, 3]);
+        pass(DEADLINE).await;
     }
     assert_eq!(ledger(&hub, "edge1/hanging/in1").queued, 50);
     let unanswered = |_| Outcome::NotOffered;
@@ -209,8 +210,7 @@ fn with_priorities() -> HubConfig {
 #[tokio::test]
 async fn an_urgent_message_does_not_wait_for_the_pause_of_a_less_urgent_one() {
     for times_out in [false, true] {
-        let ack_timeout = if times_out { Duration::from_millis(30) } else { DEADLINE };
-        let options = ModulePumpOptions { backoff: NEVER, ..pump(8, ack_timeout) };
+        let options = ModulePumpOptions { backoff: NEVER, ..pump(8, DEADLINE) };
         let Setup { hub, .. } = setup_with(options, StoreLimits::default());
         hub.apply(&with_priorities()).unwrap();
         let mut sensor = connect(&hub, "edge1/sensor").await;
@@ -219,8 +219,9 @@ async fn an_urgent_message_does_not_wait_for_the_pause_of_a_less_urgent_one() {
         let (first, tags, settler) = receive(&mut filter).await;
         assert_eq!(first, [0]);
         if times_out {
-            drop(settler);
-            tokio::time::sleep(ack_timeout * 2).await;
+            pass(DEADLINE).await;
+            // What is sent before the pump has seen that is given up with it.
+            until(|| settler.is_abandoned()).await;
         } else {
             settler.settle([(tags[0], Outcome::Released)]);
         }
@@ -517,17 +518,23 @@ async fn an_idle_pump_sends_at_once() {
     hub.apply(&to_filter()).unwrap();
     let mut sensor = connect(&hub, "edge1/sensor").await;
     let mut filter = consumer(&hub, "edge1/filter").await;
-    let mut took = Vec::new();
+    let (mut storing, mut took) = (Vec::new(), Vec::new());
     for number in 0..30 {
+        let begun = std::time::Instant::now();
         publish(&hub, &mut sensor, number..number + 1).await;
         let stored = std::time::Instant::now();
         assert_eq!(receive_all(&mut filter, 1).await, [number]);
+        storing.push(stored - begun);
         took.push(stored.elapsed());
         until(|| ledger(&hub, QUEUE).queued == 0).await;
     }
-    took.sort_unstable();
-    // A loaded machine delays some; a pump that polls would delay most.
-    assert!(took[took.len() / 2] < Duration::from_millis(5), "{took:?}");
+    // A pump that polls would delay most; a loaded machine does as well, and storing with them.
+    let median = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let limit = Duration::from_millis(5) + 10 * median(&mut storing);
+    assert!(median(&mut took) < limit, "{took:?} of {limit:?}");
 }
 
 fn limited(max_bytes: u64, overflow: Option<&str>) -> HubConfig {

@@ -190,6 +190,7 @@ fn hub(host: &str, port: u16, tls: Arc<rustls::ClientConfig>, transport: Transpo
         idle_timeout: Duration::from_secs(60),
         backoff: BackoffOptions { first: Duration::from_millis(20), max: Duration::from_millis(100) },
         lower_share_percent: 0,
+        client_tokens: None,
         gives_up_out_of_scope: true,
         product_info: "test".into(),
     };

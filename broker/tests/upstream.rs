@@ -115,7 +115,7 @@ async fn a_refused_sender_waits_alone_and_goes_on_when_it_is_accepted_again() {
         state.logins.iter().filter(|login| login.identity == identity("edge1/m1")).count()
     };
     until("it is tried again", || tries() >= 3).await;
-    assert_eq!(site.upstream().state, UpstreamState::Up);
+    until("up", || site.upstream().state == UpstreamState::Up).await;
     cloud.state.lock().refused.clear();
     site.delivered(QUEUE, 5_100).await;
     assert_eq!(cloud.numbers("edge1/m1"), (0..5_000).collect::<Vec<_>>());
@@ -215,19 +215,13 @@ async fn an_upstream_that_refuses_or_ignores_tokens_is_shown_and_tried_again() {
         let mut m1 = site.connect("edge1/m1").await;
         site.publish(&mut m1, "out", 0..5).await;
         until("tried again", || site.upstream().failures >= 2).await;
-        until("shown", || {
+        // On a slow machine an attempt may end with another reason.
+        until(reason, || {
             let status = site.upstream();
-            status.state == UpstreamState::BackingOff && !status.reason.is_empty()
+            let shown = status.reason.contains(reason) || status.reason.contains("gave no credit");
+            status.state == UpstreamState::BackingOff && shown
         })
         .await;
-        let shown = site.upstream();
-        assert!(
-            shown.state != UpstreamState::BackingOff
-                || shown.reason.contains(reason)
-                || shown.reason.contains("gave no credit"),
-            "{}",
-            shown.reason
-        );
         *peer.manners.lock() = Default::default();
         site.delivered(QUEUE, 5).await;
     }
@@ -251,7 +245,7 @@ async fn a_sender_without_credit_or_link_stops_nobody_else() {
         until("the other flows", || site.ledger(QUEUE).delivered == 100).await;
         until("parked or on probation", || site.upstream().held <= 10).await;
         assert_eq!(site.ledger(QUEUE).queued, 6_000);
-        assert_eq!(site.upstream().state, UpstreamState::Up);
+        until("up", || site.upstream().state == UpstreamState::Up).await;
         *peer.manners.lock() = Default::default();
         site.delivered(QUEUE, 6_100).await;
         assert_in_order(&peer.numbers("slow"), 6_000);
@@ -335,7 +329,7 @@ async fn messages_of_senders_that_left_the_scope_are_dead_letters_and_others_flo
     assert_eq!(letters, [(DeadLetterReason::OutOfScope, 1); 30]);
     site.publish(&mut m2, "out", 10..20).await;
     site.delivered(QUEUE, 20).await;
-    assert_eq!(site.upstream().parked_senders, 0);
+    until("nobody is parked", || site.upstream().parked_senders == 0).await;
     drop(server);
 }
 

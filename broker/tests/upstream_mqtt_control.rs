@@ -158,8 +158,9 @@ async fn desired_changes_calls_and_messages_come_down_and_answers_go_up() {
         }
     }
     ground.plane.control.want(&identity(DEVICE), Wanted { methods: true, ..Wanted::default() }).await;
-    until("let go", || ground.has(DEVICE, Feature::CloudToDevice, false)).await;
-    assert!(ground.has(DEVICE, Feature::DesiredProperties, false));
+    for feature in [Feature::CloudToDevice, Feature::DesiredProperties] {
+        until("let go", || ground.has(DEVICE, feature, false)).await;
+    }
     assert!(!ground.has(DEVICE, Feature::Methods, false));
 }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgehub_broker::identity::{SCOPE_REQUEST_BYTES_MAX, ScopeCall};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming};
@@ -29,7 +30,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::backend::CloudBackend;
 use crate::registry::Registry;
-use crate::scope_api::{self, ScopeCall, ScopeRefusal};
+use crate::scope_api;
 use crate::service::rest::{self, Call, Resource, Service};
 use crate::stall::StallGuard;
 use crate::telemetry::{TelemetryLog, TelemetryReader};
@@ -39,7 +40,7 @@ use crate::upgrade::{self, Granted, SubProtocol};
 pub const CONNECTIONS_MAX: usize = 256;
 
 /// Largest body of a scope call.
-pub const BODY_BYTES_MAX: usize = 64 * 1_024;
+pub const BODY_BYTES_MAX: usize = SCOPE_REQUEST_BYTES_MAX;
 
 /// Largest request head.
 pub const HEAD_BYTES_MAX: usize = 32 * 1_024;
@@ -265,8 +266,10 @@ async fn scope(
     let authorization = authorization.as_ref().and_then(|value| value.to_str().ok());
     match scope_api::answer(&state.registry, call, device, module, authorization, &body) {
         Ok(page) => with(StatusCode::OK, JSON, full(page)),
-        Err(ScopeRefusal::Malformed(reason)) => failure(StatusCode::BAD_REQUEST, &reason),
-        Err(ScopeRefusal::Unauthorized(reason)) => failure(StatusCode::UNAUTHORIZED, &reason),
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::UNAUTHORIZED);
+            failure(status, &refusal.to_string())
+        }
     }
 }
 

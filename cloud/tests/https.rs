@@ -212,6 +212,32 @@ async fn the_refresher_keeps_a_cache_of_the_cloud() {
 }
 
 #[tokio::test]
+async fn a_disabled_child_keeps_nobody_in_scope_and_loses_nothing() {
+    let site = Site::start().await;
+    let registry = site.cloud.registry();
+    registry.create_device(NewDevice { id: "deep", edge: true, parent: Some("child") }).unwrap();
+    registry.create_device(NewDevice { id: "deepest", edge: false, parent: Some("deep") }).unwrap();
+    let cache = Arc::new(ScopeCache::new(&id("edge1")));
+    let client = site.client("edge1", 5);
+    let refresher = ScopeRefresher::new(cache.clone(), client, Hosts::new([HOST]), RefreshOptions::default());
+    refresher.refresh_all().await.unwrap();
+    let known = cache.len();
+    registry.set_status(&id("child"), Status::Disabled).unwrap();
+    registry.remove(&id("leaf0")).unwrap();
+    let change = refresher.refresh_all().await.unwrap();
+    assert_eq!((&change.changed, &change.removed), (&vec![id("child")], &vec![id("leaf0")]));
+    assert_eq!(cache.len(), known - 1);
+    assert_eq!((cache.chain(&id("low0")), cache.chain(&id("deepest"))), (None, None));
+    // Gone for good, once somebody tells.
+    registry.remove(&id("low0")).unwrap();
+    assert!(refresher.refresh_all().await.unwrap().is_empty());
+    registry.set_status(&id("child"), Status::Enabled).unwrap();
+    let change = refresher.refresh_all().await.unwrap();
+    assert_eq!((&change.changed, &change.removed), (&vec![id("child")], &vec![id("low0")]));
+    assert_eq!(cache.chain_text(&id("deepest")).as_deref(), Some("deepest;deep;child;edge1"));
+}
+
+#[tokio::test]
 async fn refusals_carry_an_error_message() {
     let site = Site::start().await;
     let token = site.tokens("edge1/$edgeHub", site.key("edge1/$edgeHub")).token().await.unwrap();

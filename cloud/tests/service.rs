@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 const HOST: &str = "hub1.example.net";
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn id(text: &str) -> Identity {
     Identity::parse(text).unwrap()

@@ -27,7 +27,7 @@ use tokio::io::DuplexStream;
 use tokio::time::{Instant, timeout};
 
 const HOST: &str = "hub1.example.net";
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Site {
     cloud: Cloud,

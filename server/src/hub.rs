@@ -2,43 +2,43 @@
 
 mod configuration;
 mod heads;
+mod identities;
 mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use edgehub_broker::configuration::{Configuration, ConfigurationState};
 use edgehub_broker::delivery::{BackoffOptions, ModulePumpOptions};
 use edgehub_broker::dial::Transport;
 use edgehub_broker::hub::{Authenticator, ControlOptions, Hub, HubOptions};
 use edgehub_broker::identity::{
-    Hosts, Identity, REFRESH_METHOD, RefreshOptions, ScopeCache, ScopeClient, ScopeClientOptions,
-    ScopeRefresher, Signer, SymmetricKey, TokenSource,
+    Identity, REFRESH_METHOD, ScopeCache, ScopeCalls, ScopeService, Signer, SymmetricKey, TokenSource,
 };
 use edgehub_broker::twin::TwinCipher;
 use edgehub_broker::upstream::plain::PlainAmqp;
-use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions, UpstreamState, UpstreamStatus};
-use edgehub_storage::{Durability, KeyedState, Store, StoreLimits, StoreOptions, Table};
+use edgehub_broker::upstream::{UpstreamKind, UpstreamOptions};
+use edgehub_storage::{Durability, Store, StoreLimits, StoreOptions, Table};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::certificate::{UpstreamTrust, load_bundle};
 use crate::exit::Failure;
 use crate::listen::ConnectionThreads;
 use crate::pages::Pages;
 use crate::run::Prepared;
-use crate::settings::{self, HubProof, Settings, StoreKind, UpstreamProtocol, UpstreamSettings};
+use crate::settings::{
+    self, AuthenticationMode, HubProof, Settings, StoreKind, UpstreamProtocol, UpstreamSettings,
+};
 use crate::stop;
 use crate::workload::{Keeper, WorkloadCipher, WorkloadClient};
 
 pub use configuration::Source;
+use identities::{
+    ScopeFollower, authentication_mode, authenticator, refresh_on_contact, refresher, restore_scope,
+};
 pub use trust::Trust;
-use trust::client_trust;
-
-/// Key of the identity cache's snapshot in the store.
-const SCOPE_KEY: &[u8] = b"scope";
 
 /// How long the upstream connection may take to close.
 const UPSTREAM_STOP_SECS: u64 = 5;
@@ -49,6 +49,8 @@ pub struct RunningHub {
     store: Store,
     configuration: Configuration,
     authenticator: Arc<dyn Authenticator>,
+    /// None where the cloud alone decides: nothing is known then that children could be told.
+    scope_calls: Option<Arc<dyn ScopeCalls>>,
     trust: Trust,
     threads: ConnectionThreads,
     delivery: Runtime,
@@ -67,8 +69,11 @@ impl RunningHub {
         let edge_device = identity(settings.hub.device_id.as_str(), None)?;
         let hub_module = identity(settings.hub.device_id.as_str(), Some("$edgeHub"))?;
         let scope = Arc::new(ScopeCache::new(&edge_device));
-        let known = control.block_on(restore_scope(&scope, &store.keyed(Table::Identities)));
-        info!(identities = known, "Identities known from the last run");
+        let mode = authentication_mode(settings);
+        if mode != AuthenticationMode::Cloud {
+            let known = control.block_on(restore_scope(&scope, &store.keyed(Table::Identities)));
+            info!(identities = known, "Identities known from the last run");
+        }
 
         let bundle = &prepared.bundle;
         let upstream_file = settings.upstream.trust_file.as_deref();
@@ -80,6 +85,7 @@ impl RunningHub {
         let iothub = settings.hub.iothub_host.as_str();
         let tokens = Arc::new(TokenSource::new(iothub, &hub_module, signer(settings)?));
         let refresher = refresher(prepared, &edge_device, &scope, client_tls.clone(), tokens.clone())?;
+        let client_tokens = (mode != AuthenticationMode::Scope).then(|| Arc::new(refresher.client_tokens()));
         let trust = Trust::new(upstream_trust, upstream_file, refresher.clone());
 
         let delivery = tokio::runtime::Builder::new_multi_thread()
@@ -100,14 +106,16 @@ impl RunningHub {
             tls: client_tls,
             tokens,
             scope: scope.clone(),
+            client_tokens: client_tokens.clone(),
             batch_max: usize::from(settings.upstream.batch_max),
             operation_timeout: settings.upstream.operation_timeout,
             idle_timeout: Duration::from_secs(60),
             backoff: BackoffOptions::default(),
             lower_share_percent: settings.delivery.lower_share_percent,
-            gives_up_out_of_scope: settings.scope.tracks_senders,
+            gives_up_out_of_scope: settings.scope.tracks_senders && mode == AuthenticationMode::Scope,
             product_info: concat!("edgehub/", env!("CARGO_PKG_VERSION")).to_owned(),
         };
+        let authenticator = authenticator(&refresher, client_tokens, mode, &upstream);
         let options = HubOptions {
             edge_device,
             clients_max: settings.listen.clients_max,
@@ -127,23 +135,36 @@ impl RunningHub {
             overflow: settings.store.overflow,
             limits: limits(settings),
         };
-        let hub = Hub::start(options, store.clone(), refresher.clone(), delivery.handle().clone());
-        control.spawn(follow_scope(hub.clone(), refresher.clone(), store.keyed(Table::Identities)));
-        if let Some(upstream) = hub.upstream() {
-            control.spawn(refresh_on_contact(refresher.clone(), upstream));
+        let hub = Hub::start(options, store.clone(), authenticator.clone(), delivery.handle().clone());
+        let follower = ScopeFollower { hub: hub.clone(), refresher: refresher.clone(), mode };
+        control.spawn(follower.follow(store.keyed(Table::Identities)));
+        let mut scope_calls: Option<Arc<dyn ScopeCalls>> = None;
+        if mode != AuthenticationMode::Cloud {
+            scope_calls = Some(Arc::new(ScopeService::new(refresher.clone())));
+            let by_method = refresher.clone();
+            hub.serve_method(REFRESH_METHOD, move |payload| {
+                let refresher = by_method.clone();
+                async move { refresher.refresh_by_method(&payload).await }
+            });
+            if let Some(upstream) = hub.upstream() {
+                control.spawn(refresh_on_contact(refresher.clone(), upstream));
+            }
+            control.spawn(async move { refresher.run().await });
         }
-        let by_method = refresher.clone();
-        hub.serve_method(REFRESH_METHOD, move |payload| {
-            let refresher = by_method.clone();
-            async move { refresher.refresh_by_method(&payload).await }
-        });
-        let authenticator: Arc<dyn Authenticator> = refresher.clone();
-        control.spawn(async move { refresher.run().await });
         let configuration = configuration::start(&hub, &prepared.source, settings, &store, control)?;
         let threads = ConnectionThreads::start(settings.listen.threads)?;
         let stop_timeout = settings.listen.stop_timeout;
-        let running =
-            Self { hub, store, configuration, authenticator, trust, threads, delivery, stop_timeout };
+        let running = Self {
+            hub,
+            store,
+            configuration,
+            authenticator,
+            scope_calls,
+            trust,
+            threads,
+            delivery,
+            stop_timeout,
+        };
         running.keep_certificates(prepared, control);
         Ok(running)
     }
@@ -158,7 +179,7 @@ impl RunningHub {
     /// # Errors
     /// The first port that cannot be had.
     pub fn open_heads(&self, prepared: &Prepared) -> Result<(), Failure> {
-        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone())
+        heads::open(&self.hub, &self.threads, prepared, self.authenticator.clone(), self.scope_calls.clone())
     }
 
     /// How it stands with the configuration, for the pages.
@@ -322,79 +343,6 @@ fn twin_cipher(prepared: &Prepared) -> Option<Arc<dyn TwinCipher>> {
                 );
             }
             None
-        }
-    }
-}
-
-fn refresher(
-    prepared: &Prepared,
-    edge_device: &Identity,
-    scope: &Arc<ScopeCache>,
-    tls: Arc<rustls::ClientConfig>,
-    tokens: Arc<TokenSource>,
-) -> Result<Arc<ScopeRefresher<ScopeClient>>, Failure> {
-    let settings = &prepared.settings;
-    let mut client = ScopeClientOptions::new(settings.upstream.host.as_str(), edge_device, tls, tokens);
-    client.port = settings.upstream.https_port;
-    client.nested = settings.scope.nested;
-    client.proxy = settings.upstream.proxy.clone();
-    let own_host = settings.hub.own_host.as_ref().map(settings::HostName::as_str);
-    let hosts = Hosts::new(std::iter::once(settings.hub.iothub_host.as_str()).chain(own_host));
-    let options = RefreshOptions {
-        period: settings.scope.refresh_interval,
-        delay: settings.scope.refresh_delay,
-        ..RefreshOptions::default()
-    };
-    let refresher = ScopeRefresher::new(scope.clone(), ScopeClient::new(client), hosts, options);
-    Ok(Arc::new(refresher.with_client_trust(client_trust(prepared.bundle.clone()))))
-}
-
-/// Fills the cache from the store; how many identities it had.
-async fn restore_scope(scope: &ScopeCache, state: &KeyedState) -> usize {
-    match state.get(SCOPE_KEY).await {
-        Ok(Some(snapshot)) => match scope.restore(&snapshot) {
-            Ok(_) => scope.len(),
-            Err(error) => {
-                warn!(code = "EH3008", %error, "The stored identities cannot be used; the upstream is asked for them");
-                0
-            }
-        },
-        Ok(None) => 0,
-        Err(error) => {
-            warn!(code = "EH3009", %error, "The stored identities cannot be read; the upstream is asked for them");
-            0
-        }
-    }
-}
-
-/// Asks for everything whenever the upstream comes back: much can have changed meanwhile.
-async fn refresh_on_contact(
-    refresher: Arc<ScopeRefresher<ScopeClient>>,
-    mut upstream: watch::Receiver<UpstreamStatus>,
-) {
-    let up = |status: &UpstreamStatus| matches!(status.state, UpstreamState::Up | UpstreamState::Throttled);
-    while upstream.wait_for(up).await.is_ok() {
-        refresher.want_full();
-        if upstream.wait_for(|status| !up(status)).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Stores the cache whenever it changed, so that clients are known after a restart without the upstream. What is kept of
-/// identities that are gone is deleted before: if the process ends in between, they are found to be gone once more.
-async fn follow_scope(hub: Hub, refresher: Arc<ScopeRefresher<ScopeClient>>, state: KeyedState) {
-    use tokio::sync::broadcast::error::RecvError;
-    let mut changes = refresher.changes();
-    loop {
-        match changes.recv().await {
-            Ok(change) => hub.forget_removed(&change, refresher.cache()).await,
-            Err(RecvError::Lagged(_)) => hub.forget_out_of_scope(refresher.cache()).await,
-            Err(RecvError::Closed) => return,
-        }
-        let snapshot = Bytes::from(refresher.cache().snapshot());
-        if let Err(error) = state.put(SCOPE_KEY, snapshot).await {
-            error!(code = "EH3010", %error, "The identities in scope cannot be stored");
         }
     }
 }

@@ -133,7 +133,7 @@ impl Setup {
     /// What the socket answers to these very bytes, until it closes.
     fn raw(&self, request: Vec<u8>) -> tokio::task::JoinHandle<String> {
         let mut stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         tokio::task::spawn_blocking(move || {
             use std::io::{Read as _, Write as _};
             // The hub may answer and close before it has read all.
@@ -420,7 +420,7 @@ async fn a_tap_shows_what_passes_until_it_has_enough() {
     };
     let mut sensor = setup.hub.login(login, mailbox).await.unwrap();
     let bad = TapOrder { condition: Some("level =".into()), ..TapOrder::default() };
-    let error = setup.client.follow::<Value>(&Request::Tap(bad), Duration::from_secs(20), |_| true).await;
+    let error = setup.client.follow::<Value>(&Request::Tap(bad), Duration::from_secs(60), |_| true).await;
     assert!(matches!(error, Err(AdminError::Refused(text)) if text.contains("condition")));
     for bodies in [false, true] {
         let order =
@@ -429,7 +429,7 @@ async fn a_tap_shows_what_passes_until_it_has_enough() {
         let following = tokio::spawn(async move {
             let mut lines = Vec::new();
             let taken = client
-                .follow(&request, Duration::from_secs(20), |line: TapLine| {
+                .follow(&request, Duration::from_secs(60), |line: TapLine| {
                     lines.push(line);
                     true
                 })

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,13 +14,15 @@ use edgehub_broker::backend::{
 };
 use edgehub_broker::delivery::ModulePumpOptions;
 use edgehub_broker::hub::{Authenticating, Authenticator, ControlOptions, Hub, HubOptions};
-use edgehub_broker::identity::Identity;
+use edgehub_broker::identity::{
+    Answering, Identity, SCOPE_REQUEST_BYTES_MAX, ScopeAsk, ScopeCalls, ScopeRefusal,
+};
 use edgehub_routing::OverflowPolicy;
 use edgehub_storage::{Store, StoreLimits, StoreOptions};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 const GOOD: &str = "SharedAccessSignature valid";
 const METHOD: &str = r#"{"methodName":"m","payload":1}"#;
@@ -298,8 +301,94 @@ async fn calls_at_a_time_are_bounded() {
         })
         .collect();
     for _ in 0..REQUESTS_MAX {
-        tokio::time::timeout(Duration::from_secs(30), received.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), received.recv()).await.unwrap().unwrap();
     }
     assert_eq!(call(&api, path, &headers, METHOD).await.0, 503);
     calls.into_iter().for_each(|call| call.abort());
+}
+
+/// Answers with what it was asked; refuses devices called `refused`, and waits for those called `slow`.
+struct Echo {
+    waiting: AtomicUsize,
+    go: Semaphore,
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        Self { waiting: AtomicUsize::new(0), go: Semaphore::new(0) }
+    }
+}
+
+impl ScopeCalls for Echo {
+    fn answer<'a>(&'a self, ask: ScopeAsk<'a>) -> Answering<'a> {
+        Box::pin(async move {
+            if ask.device == "slow" {
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                self.go.acquire().await.unwrap().forget();
+            }
+            if ask.device == "refused" {
+                return Err(ScopeRefusal::Unauthorized("x".repeat(1_000)));
+            }
+            let (call, body) = (ask.call.name(), String::from_utf8_lossy(ask.body));
+            Ok(json!([call, ask.device, ask.module, ask.authorization, body]).to_string().into())
+        })
+    }
+}
+
+const BELOW: &str = "devicesAndModulesInTargetDeviceScope";
+
+#[tokio::test]
+async fn scope_calls_reach_whoever_answers_them() {
+    let hub = hub();
+    let without = api(&hub);
+    let with = Api::new(hub.clone(), Arc::new(ByToken), id("edge1"), None, None);
+    let with = with.with_scope(Some(Arc::new(Echo::default())));
+    let headers = [("authorization", GOOD)];
+    for (path, device) in [
+        (format!("/devices/child/modules/$edgeHub/{BELOW}?api-version=2020-06-30-preview"), "child"),
+        (format!("/Devices/a%2Bb%2525/Modules/%24edgeHub/{}", BELOW.to_uppercase()), "a+b%25"),
+        (format!("/devices/a+b/modules/$edgeHub/{BELOW}"), "a+b"),
+    ] {
+        let expected = json!([BELOW, device, "$edgeHub", GOOD, "{}"]);
+        assert_eq!(call(&with, &path, &headers, "{}").await, (200, expected), "{path}");
+        assert_eq!(call(&without, &path, &headers, "{}").await, (404, Value::Null), "{path}");
+    }
+    let path = "/devices/child/modules/$edgeHub/getDeviceAndModuleOnBehalfOf";
+    let (status, answer) = call(&with, path, &[], "").await;
+    assert_eq!((status, &answer[0]), (200, &json!("getDeviceAndModuleOnBehalfOf")));
+    let other = "/devices/child/modules/$edgeHub/putModuleOnBehalfOf";
+    assert_eq!(call(&with, other, &headers, "{}").await, (404, Value::Null));
+    let got = with.answer(request("GET", path, &headers, ""), &[]).await;
+    assert_eq!((got.status().as_u16(), &got.headers()["allow"]), (405, &"POST".parse().unwrap()));
+    let message = |answer: &Value| answer["ErrorMessage"].as_str().map(str::len);
+    let (status, answer) = call(&with, &path.replace("child", "refused"), &headers, "{}").await;
+    assert_eq!((status, message(&answer)), (401, Some(300)));
+    let (status, answer) = call(&with, &path.replace("child", "%ff"), &headers, "{}").await;
+    assert!(status == 400 && message(&answer).is_some(), "{answer}");
+    let (status, answer) = call(&with, path, &headers, &" ".repeat(SCOPE_REQUEST_BYTES_MAX + 1)).await;
+    assert!(status == 413 && message(&answer).is_some(), "{answer}");
+}
+
+#[tokio::test]
+async fn scope_calls_at_a_time_are_bounded() {
+    let echo = Arc::new(Echo::default());
+    let api = Api::new(hub(), Arc::new(ByToken), id("edge1"), None, None);
+    let api = Arc::new(api.with_scope(Some(echo.clone())));
+    let path = |device: &str| format!("/devices/{device}/modules/$edgeHub/{BELOW}");
+    let calls: Vec<_> = (0..REQUESTS_MAX)
+        .map(|_| {
+            let (api, path) = (api.clone(), path("slow"));
+            tokio::spawn(async move { call(&api, &path, &[], "{}").await.0 })
+        })
+        .collect();
+    while echo.waiting.load(Ordering::SeqCst) < REQUESTS_MAX {
+        tokio::task::yield_now().await;
+    }
+    let (status, answer) = call(&api, &path("child"), &[], "{}").await;
+    assert!(status == 503 && answer["ErrorMessage"].is_string(), "{answer}");
+    echo.go.add_permits(REQUESTS_MAX);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 200);
+    }
+    assert_eq!(call(&api, &path("child"), &[], "{}").await.0, 200);
 }

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const LOOPBACK: ListenAddress =
     ListenAddress { host: ListenHost::Address(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 };
 

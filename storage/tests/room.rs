@@ -116,9 +116,14 @@ async fn the_limit_holds_and_room_that_is_settled_is_used_again() {
         let targets = [target(&one, Overflow::RejectNew), target(&two, Overflow::RejectNew)];
         for cycle in 0..4 {
             let targets = if cycle % 2 == 0 { &targets[..1] } else { &targets };
-            let accepted = fill(&store, &options, &mut rng, targets).await;
             let least = MAX_BYTES / 2 / RECORD_BYTES as u64;
-            assert!(accepted > least, "full after {accepted} records in cycle {cycle}: {:?}", store.space());
+            let (start, mut accepted) = (Instant::now(), 0);
+            // On a slow machine what was settled before is still being given back when the store is full again.
+            while accepted <= least {
+                let full = || format!("full after {accepted} records in cycle {cycle}: {:?}", store.space());
+                assert!(start.elapsed() < Duration::from_secs(60), "{}", full());
+                accepted += fill(&store, &options, &mut rng, targets).await;
+            }
             assert!(watch.has_changed().unwrap(), "nobody was told");
             watch.mark_unchanged();
 
@@ -134,7 +139,7 @@ async fn the_limit_holds_and_room_that_is_settled_is_used_again() {
             settle_all(&two).await;
             let start = Instant::now();
             while append(&store, request(&mut rng, 40, targets)).await.is_err() {
-                assert!(start.elapsed() < Duration::from_secs(10), "still full: {:?}", store.space());
+                assert!(start.elapsed() < Duration::from_secs(60), "still full: {:?}", store.space());
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             println!("open again after {:?} {:?}", start.elapsed(), store.space());
@@ -253,7 +258,7 @@ async fn a_limit_that_changes_holds_from_the_next_request_on() {
         settle_all(&queue).await;
         let start = Instant::now();
         while append(&store, request(&mut rng, 1, &targets)).await.is_err() {
-            assert!(start.elapsed() < Duration::from_secs(10), "still full: {:?}", store.space());
+            assert!(start.elapsed() < Duration::from_secs(60), "still full: {:?}", store.space());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(queue.purge(Offset::new(u64::MAX)), 1);

@@ -6,7 +6,7 @@ import threading
 from . import amqp, mqtt, wait
 from .site import MQTT_PORT
 
-DEADLINE_SECS = 60.0
+DEADLINE_SECS = 120.0
 
 
 class OverMqtt:

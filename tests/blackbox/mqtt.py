@@ -4,7 +4,7 @@ import socket
 import ssl
 import struct
 
-TIMEOUT_SECS = 20.0
+TIMEOUT_SECS = 60.0
 
 CONNACK, PUBLISH, PUBACK, SUBACK, PINGRESP = 0x20, 0x30, 0x40, 0x90, 0xD0
 

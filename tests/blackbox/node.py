@@ -10,7 +10,7 @@ from .process import REPOSITORY
 
 SOURCE = REPOSITORY / "tests" / "node"
 INSTALL_SECS = 300
-RUN_SECS = 60
+RUN_SECS = 180
 
 
 def modules():

@@ -10,7 +10,7 @@ LEDGER_FIELDS = {"accepted", "delivered", "expired", "dropped", "dead_lettered",
 
 def get(address, path):
     """Status code, content type and text of a page."""
-    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection = http.client.HTTPConnection(*address, timeout=60)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -8,7 +8,7 @@ from pathlib import Path
 from . import wait
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STOP_SECS = 20
+STOP_SECS = 60
 
 
 def program():
@@ -25,7 +25,7 @@ def environment(variables):
     return {**kept, "RUST_BACKTRACE": "1", **{name: str(value) for name, value in variables.items()}}
 
 
-def run(arguments, variables=None, deadline_secs=30):
+def run(arguments, variables=None, deadline_secs=90):
     """Runs the program to its end."""
     return subprocess.run(
         [program(), *map(str, arguments)], env=environment(variables or {}), stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ import struct
 import threading
 
 BUFFER_BYTES = 65536
-HANDSHAKE_SECS = 10
+HANDSHAKE_SECS = 60
 
 
 class Proxy:
@@ -23,8 +23,12 @@ class Proxy:
         self._stalled = threading.Event()
         self.accepted = 0
         self._listener = None
-        self._listen((host, port))
-        self.address = self._listener.getsockname()
+        # Keeps the port while it is closed (see `refuse`), so that nobody else is given it.
+        self._keeper = socket.socket()
+        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._keeper.bind((host, port))
+        self.address = self._keeper.getsockname()
+        self._listen(self.address)
 
     def _listen(self, address):
         self._listener = socket.create_server(address)
@@ -82,6 +86,7 @@ class Proxy:
 
     def close(self):
         self.refuse()
+        self._keeper.close()
 
     def _close_port(self):
         listener, self._listener = self._listener, None
@@ -109,7 +114,7 @@ class Proxy:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(self._target, timeout=5)
+                server = socket.create_connection(self._target, timeout=60)
             except OSError:
                 client.close()
                 continue

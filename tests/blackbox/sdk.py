@@ -1,14 +1,25 @@
-"""The public Python SDK, unmodified, pointed at a hub of a test."""
+"""The public Python SDK, pointed at a hub of a test; unmodified, but that it calls a handler once at a time."""
 
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 
 from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message
 from azure.iot.device import aio
+from azure.iot.device.iothub import sync_handler_manager
+
+from . import wait
 
 RETRY_SECS = 1
 SHUTDOWN_SECS = 5
+
+# The SDK calls each handler on four threads, so that calls overtake each other on a busy machine: whether messages came in
+# their order could not be seen.
+sync_handler_manager.concurrent = SimpleNamespace(
+    futures=SimpleNamespace(ThreadPoolExecutor=lambda max_workers: ThreadPoolExecutor(1))
+)
 
 
 def message(body, properties=None, content_type=None, content_encoding=None, message_id=None):
@@ -42,6 +53,12 @@ def client(site, identity, connect=True, **options):
         ending = threading.Thread(target=made.shutdown, daemon=True)
         ending.start()
         ending.join(SHUTDOWN_SECS)
+
+
+def wait_twins(site, identity):
+    """Returns when the hub has twins of the cloud. Before, one that nobody knows is empty, with version 0."""
+    with client(site, identity) as made:
+        wait.until("twins come from the cloud", lambda: made.get_twin()["desired"]["$version"] > 0)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A site: a cloud, one edge hub below it, and the identities that both know."""
 
 import base64
+import collections
 import copy
 import http.client
 import json
@@ -25,6 +26,8 @@ ADDRESS_TRIES_MAX = 20
 BLOCK_BYTES = 1 << 20
 LEAVES = ("leaf1", "leaf2", "leaf3")
 MODULES = ("sender", "receiver")
+# More than the sites that are up at a time have; the oldest are let go of.
+_KEPT_PORTS = collections.deque(maxlen=100)
 
 
 def free_address():
@@ -40,10 +43,17 @@ def free_address():
 
 
 def free_port(address, port=0):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address, port))
-        return probe.getsockname()[1]
+    """A port on which nothing listens. Nobody else is given it for a while, as a socket that does not listen keeps it;
+    whoever asks for it by its number, as our programs do, gets it all the same."""
+    keeper = socket.socket()
+    try:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((address, port))
+    except OSError:
+        keeper.close()
+        raise
+    _KEPT_PORTS.append(keeper)
+    return keeper.getsockname()[1]
 
 
 def manifest(routes, ttl_secs=7200, schema="1.1", max_size_bytes=None):
@@ -132,7 +142,7 @@ class Cloud:
     def each_message(self):
         """The same one by one, as they are read."""
         context = ssl.create_default_context(cafile=str(self._root))
-        connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=10)
+        connection = http.client.HTTPSConnection(self.address, self.https_port, context=context, timeout=60)
         try:
             connection.request("GET", "/telemetry")
             response = connection.getresponse()
@@ -234,7 +244,7 @@ class Site:
         """The same as JSON."""
         return json.loads(self.operate(*arguments, "--format", "json"))
 
-    def run_hub_to_end(self, arguments=(), deadline_secs=30, **changed):
+    def run_hub_to_end(self, arguments=(), deadline_secs=90, **changed):
         """Starts a second hub with this site's settings that is expected to end by itself."""
         variables = {**self.environment(), **changed}
         return process.run(["run", "--manifest", self._manifest, *arguments], variables, deadline_secs)
@@ -257,8 +267,8 @@ class Site:
         return pages.status(self.pages)
 
     def ledgers(self):
-        status = self.status()
-        assert status["gap"] == 0, status
+        # While a message is on its way into the store, the accounts of the store and of its queues differ for a moment.
+        status = wait.until("the accounts agree", lambda: (now := self.status())["gap"] == 0 and now)
         found = list(pages.ledgers(status))
         assert len(found) == len(status["queues"]), status
         return found

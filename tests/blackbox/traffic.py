@@ -9,7 +9,7 @@ from .site import MQTT_PORT
 
 KEEP_ALIVE_SECS = 3600
 WINDOW = 500
-SETTLED_SECS = 120  # far beyond the longest pause of the hub
+SETTLED_SECS = 240  # far beyond the longest pause of the hub
 
 
 class Sender:

@@ -2,7 +2,7 @@
 
 import time
 
-DEADLINE_SECS = 30.0
+DEADLINE_SECS = 90.0
 PAUSE_SECS = 0.02
 
 

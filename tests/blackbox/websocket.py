@@ -88,6 +88,15 @@ class WebSocket:
     def expect(self, opcode, payload):
         assert self.receive() == (opcode, payload)
 
+    def expect_bytes(self, wanted):
+        """The next bytes of the stream, in however many messages."""
+        got = b""
+        while len(got) < len(wanted):
+            opcode, payload = self.receive()
+            assert opcode == BINARY, (opcode, payload)
+            got += payload
+        assert got == wanted
+
     def expect_end(self):
         try:
             self._fill()

@@ -86,6 +86,11 @@ impl Mailbox {
         self.sender.closed().await;
     }
 
+    /// Whether both lead to the same connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.sender.same_channel(&other.sender)
+    }
+
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()

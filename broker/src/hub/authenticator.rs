@@ -6,7 +6,7 @@ use std::pin::Pin;
 use tokio::sync::watch;
 
 use crate::backend::{Login, LoginError};
-use crate::identity::{ScopeRefresher, ScopeSource, Verdict, unix_now_secs};
+use crate::identity::{CloudAuthenticator, ScopeRefresher, ScopeSource, Verdict, unix_now_secs};
 
 /// A future of a decision.
 pub type Authenticating<'a> = Pin<Box<dyn Future<Output = Result<(), LoginError>> + Send + 'a>>;
@@ -68,5 +68,26 @@ impl<S: ScopeSource> Authenticator for ScopeRefresher<S> {
 
     fn now_secs(&self) -> i64 {
         ScopeRefresher::now_secs(self)
+    }
+}
+
+impl<S: ScopeSource> Authenticator for CloudAuthenticator<S> {
+    fn authenticate<'a>(&'a self, login: &'a Login) -> Authenticating<'a> {
+        Box::pin(CloudAuthenticator::authenticate(self, login))
+    }
+
+    fn standing(&self, login: &Login) -> Standing {
+        match CloudAuthenticator::standing(self, login) {
+            Ok(until_secs) => Standing::Holds { until_secs },
+            Err(reason) => Standing::Lost(reason),
+        }
+    }
+
+    fn changed(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changed())
+    }
+
+    fn now_secs(&self) -> i64 {
+        CloudAuthenticator::now_secs(self)
     }
 }

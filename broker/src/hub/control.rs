@@ -25,7 +25,7 @@ use crate::upstream::control::{Control, Downward};
 pub struct ControlOptions {
     /// Least time between two updates of one identity's reported properties upstream; changes within it are one update.
     pub reported_pause: Duration,
-    /// Least time between two readings of one client's twin because its links to the upstream are new.
+    /// Least time between two readings of one client's twin because the hub's connection to the upstream is new.
     pub twin_sync_period_min: Duration,
     /// Twins that may be held in memory, in bytes; beyond it they are read from the store each time.
     pub twin_cache_bytes_max: usize,

@@ -15,9 +15,6 @@ use crate::backend::{Feature, Mailbox};
 use crate::identity::Identity;
 use crate::upstream::control::{Control, Wanted};
 
-/// Changes of what a connection wants that the upstream may have yet to put in place; it has no more features upstream.
-const CHANGES_MAX: u8 = 3;
-
 /// The features of connected clients.
 pub(super) struct Subscriptions {
     /// The hub itself: it always wants its desired properties and its methods.
@@ -30,16 +27,16 @@ struct Subscribed {
     connection: u64,
     mailbox: Mailbox,
     wanted: Wanted,
-    /// When its twin was read from the upstream for the last time.
-    twin_read_at: Option<Instant>,
-    /// When a later reading is planned for.
-    twin_planned_at: Option<Instant>,
-    /// How often the upstream was told of something else that it wants, less how often that was put in place.
-    changes: u8,
-    /// Its twin is to be read whatever the period: the upstream tells of changes since now, and was asked to anew.
-    twin_due: bool,
-    /// It has asked for changes of desired properties since the upstream was told for the last time.
+    /// It has asked for changes of desired properties, and has not heard since that what it wants is in place.
     desired_anew: bool,
+    /// Nothing but the connection to the upstream is new since what it wants was in place.
+    reconnected: bool,
+    /// Its twin is to be read whatever the period.
+    twin_due: bool,
+    /// When its twin was last to be read because nothing but the connection was new.
+    reconnect_read_at: Option<Instant>,
+    /// When a later such reading is planned for.
+    reconnect_planned_at: Option<Instant>,
 }
 
 /// When the twin of a client is to be read because its links are new.
@@ -48,7 +45,7 @@ pub(super) enum RefreshTime {
     /// Its client does not want to know, or it is planned already.
     Never,
     Now,
-    /// It was read a short while ago. The caller comes again, once.
+    /// It was read a short while ago, after another new connection. The caller comes again, once.
     After(Duration),
 }
 
@@ -79,11 +76,11 @@ impl Subscriptions {
             connection,
             mailbox: mailbox.clone(),
             wanted: Wanted::default(),
-            twin_read_at: None,
-            twin_planned_at: None,
-            changes: 0,
-            twin_due: false,
             desired_anew: false,
+            reconnected: false,
+            twin_due: false,
+            reconnect_read_at: None,
+            reconnect_planned_at: None,
         };
         match self.clients.entry(identity.clone()) {
             Entry::Occupied(entry) if entry.get().connection > connection => return,
@@ -127,27 +124,26 @@ impl Subscriptions {
         is_wanted(client.wanted).then(|| (client.connection, client.mailbox.clone()))
     }
 
-    /// The twin of an identity has been read from the upstream.
-    pub(super) fn twin_read(&self, identity: &Identity) {
-        if let Some(mut client) = self.clients.get_mut(identity) {
-            client.twin_read_at = Some(Instant::now());
-        }
+    /// What an identity wants is in place upstream, so that it is told of changes since now. What was changed before may
+    /// have been told to nobody: its twin is to be read. Only after a new connection of all identities that may wait, or a
+    /// connection that comes and goes would be followed by a reading of every twin each time.
+    pub(super) fn linked(&self, identity: &Identity) {
+        let client = self.clients.get_mut(identity).filter(|client| client.wanted.desired);
+        let Some(mut client) = client else { return };
+        let reconnected = std::mem::take(&mut client.reconnected);
+        let anew = std::mem::take(&mut client.desired_anew);
+        client.twin_due |= anew || !reconnected;
     }
 
-    /// What an identity wants is in place upstream. If that is something new, its twin is to be read: a change that was
-    /// made between the client's own reading and now was told to nobody. New links alone do not ask for it, or every
-    /// outage would be followed by a reading of every twin.
-    pub(super) fn linked(&self, identity: &Identity) {
-        if let Some(mut client) = self.clients.get_mut(identity)
-            && client.changes > 0
-        {
-            client.changes -= 1;
+    /// The reading of an identity's twin was given up, as the upstream was lost: the next news of its links asks for it.
+    pub(super) fn twin_missed(&self, identity: &Identity) {
+        if let Some(mut client) = self.clients.get_mut(identity) {
             client.twin_due |= client.wanted.desired;
         }
     }
 
-    /// When the twin of an identity is to be read because its links are new: at most once in `period`, and once more for
-    /// each time that the client asked for something new.
+    /// When the twin of an identity is to be read because its links are new: at once, but for new connections once in
+    /// `period`.
     pub(super) fn refresh_time(&self, identity: &Identity, period: Duration) -> RefreshTime {
         if *identity == self.own {
             return RefreshTime::Now;
@@ -156,43 +152,41 @@ impl Subscriptions {
             return RefreshTime::Never;
         };
         let now = Instant::now();
-        let next = client.twin_read_at.map(|at| at + period).filter(|next| *next > now);
-        match next {
-            Some(next) if !client.twin_due => {
-                if client.twin_planned_at.is_some_and(|at| at > now) {
-                    return RefreshTime::Never;
-                }
-                client.twin_planned_at = Some(next);
+        if std::mem::take(&mut client.twin_due) {
+            client.reconnect_planned_at = None;
+            return RefreshTime::Now;
+        }
+        match client.reconnect_read_at.map(|at| at + period).filter(|next| *next > now) {
+            Some(_) if client.reconnect_planned_at.is_some_and(|at| at > now) => RefreshTime::Never,
+            Some(next) => {
+                client.reconnect_planned_at = Some(next);
                 RefreshTime::After(next - now)
             }
-            _ => {
-                (client.twin_planned_at, client.twin_due) = (None, false);
+            None => {
+                (client.reconnect_read_at, client.reconnect_planned_at) = (Some(now), None);
                 RefreshTime::Now
             }
         }
     }
 
-    /// There is a new connection to the upstream. All identities are told again, and each hears once that what it wants is
-    /// in place, however often it was told before.
+    /// There is a new connection to the upstream: all identities are told again.
     pub(super) fn tell_all(&self) {
         self.changed.push(&self.own);
         let all = self.clients.iter_mut().map(|mut entry| {
-            entry.changes = entry.changes.min(1);
+            entry.reconnected = true;
             entry.key().clone()
         });
         let all: Vec<Identity> = all.collect();
         all.iter().for_each(|identity| self.changed.push(identity));
     }
 
-    /// The upstream is being told what an identity wants, or that it is the same as before. Then the upstream says nothing of
-    /// it; whether the twin is to be looked at all the same.
-    fn telling(&self, identity: &Identity, is_same: bool) -> bool {
-        let Some(mut client) = self.clients.get_mut(identity) else { return false };
+    /// The upstream is being told that an identity wants the same as before. If that is in place, it says nothing of it;
+    /// whether the twin is to be looked at all the same.
+    fn telling_again(&self, identity: &Identity) -> bool {
+        // On a new connection everything has to be put in place.
+        let client = self.clients.get_mut(identity).filter(|client| !client.reconnected);
+        let Some(mut client) = client else { return false };
         let anew = std::mem::take(&mut client.desired_anew);
-        if !is_same {
-            client.changes = CHANGES_MAX.min(client.changes + 1);
-            return false;
-        }
         client.twin_due |= anew;
         anew
     }
@@ -210,7 +204,7 @@ impl Subscriptions {
                 }
             } else {
                 let is_same = told.insert(identity.clone(), wanted) == Some(wanted);
-                if self.telling(&identity, is_same) {
+                if is_same && self.telling_again(&identity) {
                     in_place(&identity);
                 }
             }
@@ -232,6 +226,8 @@ impl Subscribed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(120);
 
     fn id(text: &str) -> Identity {
         Identity::parse(text).unwrap()
@@ -275,81 +271,77 @@ mod tests {
         assert!(subscriptions.clients.is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_twin_is_read_again_once_in_a_period_and_not_forgotten() {
-        const PERIOD: Duration = Duration::from_secs(120);
-        let subscriptions = subscriptions();
-        let (mailbox, _receiver) = Mailbox::channel(1);
+    /// A client that wants to hear of its desired properties, and whose links are in place.
+    fn linked_client(subscriptions: &Subscriptions) -> Identity {
         let leaf = id("leaf");
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Never);
+        let (mailbox, _receiver) = Mailbox::channel(1);
         subscriptions.set(&leaf, 1, &mailbox, Feature::DesiredProperties, true);
+        subscriptions.linked(&leaf);
         assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
-        subscriptions.twin_read(&leaf);
+        leaf
+    }
+
+    fn reconnect(subscriptions: &Subscriptions, identity: &Identity) -> RefreshTime {
+        subscriptions.tell_all();
+        assert!(!subscriptions.telling_again(identity), "it hears when it is in place");
+        subscriptions.linked(identity);
+        subscriptions.refresh_time(identity, PERIOD)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_connections_are_followed_by_a_reading_once_in_a_period_and_none_is_forgotten() {
+        let subscriptions = subscriptions();
+        assert_eq!(subscriptions.refresh_time(&id("leaf"), PERIOD), RefreshTime::Never);
+        let leaf = linked_client(&subscriptions);
+        assert_eq!(reconnect(&subscriptions, &leaf), RefreshTime::Now, "the first one");
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::After(Duration::from_secs(100)));
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Never);
+        assert_eq!(reconnect(&subscriptions, &leaf), RefreshTime::After(Duration::from_secs(100)));
+        assert_eq!(reconnect(&subscriptions, &leaf), RefreshTime::Never, "it is planned");
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
         assert_eq!(subscriptions.refresh_time(&id("edge1/$edgeHub"), PERIOD), RefreshTime::Now);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reading_that_is_planned_is_planned_again_when_the_client_has_read_meanwhile() {
-        const PERIOD: Duration = Duration::from_secs(120);
+    async fn whoever_is_told_of_changes_again_is_read_at_once() {
         let subscriptions = subscriptions();
-        let (mailbox, _receiver) = Mailbox::channel(1);
-        let leaf = id("leaf");
-        subscriptions.set(&leaf, 1, &mailbox, Feature::DesiredProperties, true);
-        subscriptions.twin_read(&leaf);
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::After(PERIOD));
-        tokio::time::advance(Duration::from_secs(50)).await;
-        subscriptions.twin_read(&leaf);
-        tokio::time::advance(Duration::from_secs(70)).await;
-        let rest = Duration::from_secs(50);
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::After(rest), "its time has come");
-        tokio::time::advance(rest).await;
-        assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_wanted_anew_is_followed_by_a_reading_within_the_period_and_new_links_are_not() {
-        const PERIOD: Duration = Duration::from_secs(120);
-        let subscriptions = subscriptions();
-        let (mailbox, _receiver) = Mailbox::channel(1);
-        let leaf = id("leaf");
-        let set = |feature, on| subscriptions.set(&leaf, 1, &mailbox, feature, on);
+        let leaf = linked_client(&subscriptions);
+        reconnect(&subscriptions, &leaf);
+        assert_ne!(reconnect(&subscriptions, &leaf), RefreshTime::Now);
         let linked = || {
             subscriptions.linked(&leaf);
             subscriptions.refresh_time(&leaf, PERIOD)
         };
-        let told = |is_same| subscriptions.telling(&leaf, is_same);
-        set(Feature::Methods, true);
-        assert!(!told(false));
-        subscriptions.twin_read(&leaf);
-        set(Feature::DesiredProperties, true);
-        set(Feature::DesiredProperties, true);
-        assert!(!told(false));
-        // The first may be in place for the methods only.
-        assert_eq!([linked(), linked()], [RefreshTime::Now, RefreshTime::Now]);
-        assert_eq!(linked(), RefreshTime::After(PERIOD), "after an outage");
-        set(Feature::DesiredProperties, false);
-        told(false);
-        assert_eq!(linked(), RefreshTime::Never);
-        set(Feature::DesiredProperties, true);
-        told(false);
-        assert_eq!(linked(), RefreshTime::Now, "also while one is planned");
+        // Its own links were lost, or a change was: as often as it happens, also while a reading is planned.
+        assert_eq!([linked(), linked()], [RefreshTime::Now; 2]);
+        // The upstream was lost before the reading had come to its end.
+        subscriptions.twin_missed(&leaf);
+        assert_eq!(reconnect(&subscriptions, &leaf), RefreshTime::Now);
+        assert_ne!(reconnect(&subscriptions, &leaf), RefreshTime::Now);
         // Off and on again before the upstream was told: it says nothing, and what came between was told to nobody.
-        set(Feature::DesiredProperties, false);
-        set(Feature::DesiredProperties, true);
-        assert!(told(true) && !told(true));
+        let (mailbox, _receiver) = Mailbox::channel(1);
+        let set = |connection, on| {
+            subscriptions.set(&leaf, connection, &mailbox, Feature::DesiredProperties, on);
+        };
+        let methods = |on| subscriptions.set(&leaf, 1, &mailbox, Feature::Methods, on);
+        methods(true);
+        set(1, false);
+        set(1, true);
+        assert!(subscriptions.telling_again(&leaf) && !subscriptions.telling_again(&leaf));
         assert_eq!(subscriptions.refresh_time(&leaf, PERIOD), RefreshTime::Now);
-        // A client that switches to and fro asks for no more than the features it has, and after an outage for one.
-        assert!((0..99).all(|_| !told(false)));
-        assert_eq!([linked(), linked(), linked()], [RefreshTime::Now; 3]);
-        assert_ne!(linked(), RefreshTime::Now);
-        assert!((0..99).all(|_| !told(false)));
-        subscriptions.tell_all();
-        assert_eq!(linked(), RefreshTime::Now);
-        assert_ne!(linked(), RefreshTime::Now);
+        // The same on a connection that is new to the upstream, which has something to say.
+        set(1, false);
+        set(1, true);
+        assert_eq!(reconnect(&subscriptions, &leaf), RefreshTime::Now);
+        assert_ne!(reconnect(&subscriptions, &leaf), RefreshTime::Now);
+        // News of what was wanted before, then of what is wanted now; also when the client is another one.
+        for connection in 1..3 {
+            set(connection, false);
+            set(connection, true);
+            assert_eq!([linked(), linked()], [RefreshTime::Now; 2]);
+        }
+        subscriptions.ended(&leaf, 2);
+        subscriptions.twin_missed(&leaf);
+        assert_eq!(linked(), RefreshTime::Never);
     }
 }

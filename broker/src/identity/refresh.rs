@@ -18,9 +18,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::authenticate::{Accepted, Refusal, Verdict, actor_of, verify};
 use super::certificate::ClientTrust;
+use super::client_tokens::ClientTokens;
 use super::name::Identity;
-use super::record::{Authentication, ServiceIdentity};
-use super::scope::{ScopeCache, ScopeChange};
+use super::record::{Authentication, ServiceIdentity, Status};
+use super::scope::{IDENTITIES_MAX, ScopeCache, ScopeChange};
 use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::{Clock, Hosts, unix_now_secs};
 use crate::backend::{Login, LoginError};
@@ -100,6 +101,27 @@ struct FullState {
     succeeded_start: Option<Instant>,
     /// What single refreshes brought while a full one is under way; newer than its answer.
     newer: Vec<(Identity, Vec<ServiceIdentity>)>,
+}
+
+/// What became of a login once the upstream was asked as far as may be.
+pub(super) struct Decision {
+    pub(super) verdict: Verdict,
+    /// Whether the upstream gave no answer.
+    upstream_failed: bool,
+}
+
+impl Decision {
+    /// The end of it: whoever is unknown is told to come again only if the upstream gave no answer.
+    pub(super) fn settled(self) -> Result<Accepted, LoginError> {
+        match self.verdict {
+            Verdict::Accepted(accepted) => Ok(accepted),
+            Verdict::Refused(refusal) => Err(LoginError::Refused(refusal.to_string())),
+            Verdict::Unknown(identity) if self.upstream_failed => Err(LoginError::Unavailable(format!(
+                "{identity} is unknown, and the upstream cannot be asked now"
+            ))),
+            Verdict::Unknown(identity) => Err(LoginError::Refused(format!("{identity} is not in scope"))),
+        }
+    }
 }
 
 /// Whether the upstream was asked for an identity.
@@ -206,6 +228,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         let _done = FullDone(self);
         let mut scope = self.source.all().await?;
         self.add_leaf_modules(&mut scope).await;
+        self.keep_below_disabled(&mut scope);
         let FullScope { mut identities, complete } = scope;
         let change = {
             // Held while the cache takes the answer, so that no single refresh comes between.
@@ -220,6 +243,23 @@ impl<S: ScopeSource> ScopeRefresher<S> {
             if complete { self.cache.replace_all(identities)? } else { self.cache.update(identities)? }
         };
         Ok(self.announce(change))
+    }
+
+    /// Nobody tells what is below an edge device that is disabled. What is known of it stays: it cannot connect, but may be
+    /// enabled again, and then must find its queues and twins.
+    fn keep_below_disabled(&self, scope: &mut FullScope) {
+        let mut received: HashSet<Identity, ahash::RandomState> =
+            scope.identities.iter().map(|entry| entry.identity.clone()).collect();
+        let disabled = scope.identities.iter().filter(|entry| entry.edge && entry.status == Status::Disabled);
+        let mut waiting: Vec<Identity> = disabled.map(|entry| entry.identity.clone()).collect();
+        while let Some(device) = waiting.pop() {
+            for entry in self.cache.below(&device, None, IDENTITIES_MAX).0 {
+                if received.insert(entry.identity.clone()) {
+                    waiting.extend(entry.edge.then(|| entry.identity.clone()));
+                    scope.identities.push(entry);
+                }
+            }
+        }
     }
 
     /// Full answers leave out the modules of leaf devices. Those that the cache has from single refreshes are asked for one by
@@ -270,7 +310,8 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         }
     }
 
-    /// Refreshes one identity now, whenever it was refreshed before; one that is gone is removed from the cache.
+    /// Refreshes one identity now, whenever it was refreshed before; one that is gone is removed from the cache. What a
+    /// child may not see is not gone: before it is removed, the upstream must say so to this hub itself.
     ///
     /// # Errors
     /// When the upstream gave nothing usable; the cache stays as it was.
@@ -279,13 +320,21 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         identity: &Identity,
         auth_chain: &str,
     ) -> Result<Arc<ScopeChange>, ScopeError> {
-        let found = self.source.one(identity, auth_chain).await?;
+        let brings = |found: &[ServiceIdentity]| found.iter().any(|entry| entry.identity == *identity);
+        let mut found = self.source.one(identity, auth_chain).await?;
+        let own = self.cache.edge_device().filter(|own| own.device_id() != auth_chain);
+        if let Some(own) = own
+            && !brings(&found)
+            && self.cache.get(identity).is_some()
+        {
+            found = self.source.one(identity, own.device_id()).await?;
+        }
         let change = {
             let mut full = self.full.lock();
             if full.running && full.newer.len() < NEWER_MAX {
                 full.newer.push((identity.clone(), found.clone()));
             }
-            let gone = !found.iter().any(|entry| entry.identity == *identity);
+            let gone = !brings(&found);
             let mut change = self.cache.update(found)?;
             if gone {
                 change.removed.extend(self.cache.remove(identity).removed);
@@ -301,23 +350,43 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     /// [`LoginError::Refused`] with the reason; [`LoginError::Unavailable`] when too many logins wait, or the identity
     /// is unknown and the upstream cannot be asked.
     pub async fn authenticate(&self, login: &Login) -> Result<Accepted, LoginError> {
+        self.decide(login).await?.settled()
+    }
+
+    /// As [`ScopeRefresher::authenticate`], for whoever can do something else for those that are unknown.
+    ///
+    /// # Errors
+    /// [`LoginError::Unavailable`] when too many logins wait.
+    pub(super) async fn decide(&self, login: &Login) -> Result<Decision, LoginError> {
         let mut verdict = self.verdict(login);
-        let Some(suspect) = suspect(&verdict) else { return settled(verdict, false) };
+        let Some(suspect) = suspect(&verdict) else {
+            return Ok(Decision { verdict, upstream_failed: false });
+        };
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(LoginError::Unavailable("too many logins wait for their identity's refresh".into()));
         };
         let deadline = Instant::now() + self.options.login_wait;
         let asked = timeout_at(deadline, self.ask(&suspect, login)).await.unwrap_or(Asked::Failed);
-        let mut failed = matches!(asked, Asked::Failed);
+        let mut upstream_failed = matches!(asked, Asked::Failed);
         if matches!(asked, Asked::Yes) {
             verdict = self.verdict(login);
         }
         if matches!(verdict, Verdict::Unknown(_) | Verdict::Refused(Refusal::NoChain(_))) {
             self.await_full(deadline).await;
             verdict = self.verdict(login);
-            failed |= self.full.lock().succeeded_start.is_none();
+            upstream_failed |= self.full.lock().succeeded_start.is_none();
         }
-        settled(verdict, failed)
+        Ok(Decision { verdict, upstream_failed })
+    }
+
+    /// The host names that the audience of a client's token may have.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// A place for the tokens of clients outside the scope; its changes are told as those of identities are.
+    pub fn client_tokens(&self) -> ClientTokens {
+        ClientTokens::new(self.changed.clone())
     }
 
     /// What the cache says to a login, without asking the upstream.
@@ -370,7 +439,7 @@ impl<S: ScopeSource> ScopeRefresher<S> {
     }
 
     /// Waits until the deadline for the full refresh that is under way, or for a new one if the delay allows it.
-    async fn await_full(&self, deadline: Instant) {
+    pub(super) async fn await_full(&self, deadline: Instant) {
         let mut done = self.full_done.subscribe();
         self.want_full();
         let (running, wanted) = {
@@ -380,6 +449,16 @@ impl<S: ScopeSource> ScopeRefresher<S> {
         if running || wanted {
             let _ = timeout_at(deadline, done.changed()).await;
         }
+    }
+
+    /// Longest wait of whoever waits for refreshes.
+    pub(super) fn login_wait(&self) -> Duration {
+        self.options.login_wait
+    }
+
+    /// Whether a full refresh that began since then brought everything.
+    pub(super) fn knows_all_since(&self, since: Instant) -> bool {
+        self.full.lock().succeeded_start.is_some_and(|start| start >= since)
     }
 
     fn announce(&self, change: ScopeChange) -> Arc<ScopeChange> {
@@ -411,17 +490,6 @@ fn suspect(verdict: &Verdict) -> Option<Identity> {
         Verdict::Accepted(_) => None,
         Verdict::Refused(refusal) => refusal.refresh().cloned(),
         Verdict::Unknown(identity) => Some(identity.clone()),
-    }
-}
-
-fn settled(verdict: Verdict, upstream_failed: bool) -> Result<Accepted, LoginError> {
-    match verdict {
-        Verdict::Accepted(accepted) => Ok(accepted),
-        Verdict::Refused(refusal) => Err(LoginError::Refused(refusal.to_string())),
-        Verdict::Unknown(identity) if upstream_failed => Err(LoginError::Unavailable(format!(
-            "{identity} is unknown, and the upstream cannot be asked now"
-        ))),
-        Verdict::Unknown(identity) => Err(LoginError::Refused(format!("{identity} is not in scope"))),
     }
 }
 

@@ -1,15 +1,18 @@
 //! The cache of the identities in scope, and the auth chains that follow from their parents.
 
+mod below;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::name::Identity;
 use super::record::{ServiceIdentity, ServiceIdentityError, Status};
+use below::Index;
 
 /// Most identities in scope.
 pub const IDENTITIES_MAX: usize = 100_000;
@@ -26,12 +29,15 @@ type Map<K, V> = DashMap<K, V, ahash::RandomState>;
 
 /// The identities in scope. Reads and single updates cost the same however many there are.
 ///
-/// Locks: writers take the one writer lock, then single entries of the maps; no entry is held while another is touched.
+/// Locks: writers take the one writer lock, then single entries of the maps or the index; none of these is held while
+/// another is touched.
 pub struct ScopeCache {
     top: Top,
     entries: Map<Identity, Arc<ServiceIdentity>>,
     /// Scope id of an edge device to its identity: the way from a child to its parent.
     scopes: Map<Arc<str>, Identity>,
+    /// The way from a parent to its children.
+    below: RwLock<Index>,
     writer: Mutex<()>,
     /// The upstream has listed the whole scope since the start, so who is missing is not in it.
     complete: AtomicBool,
@@ -108,6 +114,7 @@ impl ScopeCache {
             top,
             entries: Map::default(),
             scopes: Map::default(),
+            below: RwLock::default(),
             writer: Mutex::new(()),
             complete: AtomicBool::new(false),
         }
@@ -139,6 +146,23 @@ impl ScopeCache {
     /// All records, in no order. Copies the list, so no lock is held after it.
     pub fn all(&self) -> Vec<Arc<ServiceIdentity>> {
         self.entries.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// A device, its modules, and the devices whose parent it is, in the order of their names: at most `max` of those
+    /// behind `after`. With the last name when there are more; nothing of a device that is unknown.
+    pub fn below(
+        &self,
+        device: &Identity,
+        after: Option<&Identity>,
+        max: usize,
+    ) -> (Vec<ServiceIdentity>, Option<Identity>) {
+        let Some(entry) = self.get(device) else { return (Vec::new(), None) };
+        let mut names = self.below.read().names(device, own_scope(&entry), after, max.saturating_add(1));
+        let more = names.len() > max;
+        names.truncate(max);
+        let found = names.iter().filter_map(|name| self.get(name));
+        let found = found.map(|entry| ServiceIdentity::clone(&entry)).collect();
+        (found, names.pop().filter(|_| more))
     }
 
     /// The ids from the target up to the top: `leaf1`, `edgeChild`, `edgeTop`; a module is followed by its device.
@@ -291,12 +315,19 @@ impl ScopeCache {
                 self.scopes.insert(scope.clone(), identity.clone());
             }
         }
+        let moved = before.as_deref().is_none_or(|before| before.parent_scope() != entry.parent_scope());
+        if moved {
+            let mut below = self.below.write();
+            before.iter().for_each(|before| below.remove(before));
+            below.insert(&entry);
+        }
         self.entries.insert(identity.clone(), Arc::new(entry));
         Some(identity)
     }
 
     fn take(&self, identity: &Identity) {
         if let Some((_, entry)) = self.entries.remove(identity) {
+            self.below.write().remove(&entry);
             self.forget_scope(own_scope(&entry), identity);
         }
     }
@@ -428,6 +459,88 @@ pub(crate) mod tests {
         assert_eq!(cache.chain(&id("leaf2")), None);
         assert_eq!(cache.remove(&id("leaf2")).removed, [id("leaf2")]);
         assert!(cache.remove(&id("leaf2")).is_empty());
+    }
+
+    #[test]
+    fn what_is_immediately_below_comes_in_pages() {
+        let cache = ScopeCache::new(&id("top"));
+        let mut entries = site();
+        entries.push(module("leaf1/part"));
+        cache.replace_all(entries).unwrap();
+        let pages = |device: &str, max: usize| {
+            let (mut pages, mut after) = (Vec::new(), None);
+            loop {
+                let (found, next) = cache.below(&id(device), after.as_ref(), max);
+                assert!(found.len() <= max);
+                pages
+                    .push(found.iter().map(|entry| entry.identity.to_string()).collect::<Vec<_>>().join(" "));
+                after = next;
+                if after.is_none() {
+                    return pages.join(", ");
+                }
+            }
+        };
+        for (device, max, expected) in [
+            ("top", 10, "child leaf1 top top/$edgeHub top/filter"),
+            ("top", 5, "child leaf1 top top/$edgeHub top/filter"),
+            ("top", 2, "child leaf1, top top/$edgeHub, top/filter"),
+            ("top", 1, "child, leaf1, top, top/$edgeHub, top/filter"),
+            ("child", 3, "child child/$edgeHub child/mod, leaf2"),
+            ("leaf1", 10, "leaf1 leaf1/part"),
+            ("stranger", 10, ""),
+        ] {
+            assert_eq!(pages(device, max), expected, "{device} by {max}");
+        }
+        // It moved, and another left.
+        cache.update([leaf("leaf1", "child")]).unwrap();
+        cache.remove(&id("top/filter"));
+        assert_eq!(pages("top", 10), "child top top/$edgeHub");
+        assert_eq!(pages("child", 10), "child child/$edgeHub child/mod leaf1 leaf2");
+        // Another device of the same name: nobody names its scope as the parent's.
+        let scope = Some("ms-azure-iot-edge://child-2".into());
+        cache.update([ServiceIdentity { device_scope: scope, ..edge("child", Some("top")) }]).unwrap();
+        assert_eq!(pages("child", 10), "child child/$edgeHub child/mod");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_index_is_what_a_look_at_all_would_find(
+            steps in proptest::collection::vec((0..6u8, 0..6u8, 0..5u8), 0..40),
+            after in 0..6u8,
+            max in 1..4usize,
+        ) {
+            let cache = ScopeCache::new(&id("d0"));
+            for (number, parent, kind) in steps {
+                let (device, parent) = (format!("d{number}"), format!("d{parent}"));
+                match kind {
+                    0 => drop(cache.remove(&id(&device))),
+                    1 => drop(cache.update([leaf(&device, &parent)]).unwrap()),
+                    2 => drop(cache.update([module(&format!("{device}/m{parent}"))]).unwrap()),
+                    3 => drop(cache.remove(&id(&format!("{device}/m{parent}")))),
+                    _ => drop(cache.update([edge(&device, Some(&parent))]).unwrap()),
+                }
+            }
+            let after = id(&format!("d{after}"));
+            for device in (0..6).map(|number| id(&format!("d{number}"))) {
+                let entry = cache.get(&device);
+                let scope = entry.as_deref().and_then(own_scope);
+                let mut expected: Vec<ServiceIdentity> = cache
+                    .all()
+                    .iter()
+                    .filter(|_| entry.is_some())
+                    .filter(|other| {
+                        other.identity.of_device() == device
+                            || (scope.is_some() && other.parent_scope() == scope)
+                    })
+                    .filter(|other| other.identity > after)
+                    .map(|other| ServiceIdentity::clone(other))
+                    .collect();
+                expected.sort_unstable_by(|a, b| a.identity.cmp(&b.identity));
+                let next = expected.get(max).map(|_| expected[max - 1].identity.clone());
+                expected.truncate(max);
+                proptest::prop_assert_eq!(cache.below(&device, Some(&after), max), (expected, next));
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::name::Identity;
-use super::record::{ScopePage, ServiceIdentity};
+use super::record::{ScopePage, ServiceIdentity, Status};
 use super::scope::{CHAIN_EDGE_DEVICES_MAX, IDENTITIES_MAX};
 use super::source::{FullScope, ScopeError, ScopeSource};
 use super::token::TokenSource;
@@ -278,7 +278,8 @@ impl ScopeSource for ScopeClient {
     }
 
     /// Breadth first: what is below this edge device, then below each edge device found. A device whose pages fail
-    /// makes the answer incomplete; the first device's failure fails the whole.
+    /// makes the answer incomplete; the first device's failure fails the whole. One that is disabled is not asked for: it is
+    /// told of to nobody.
     async fn all(&self) -> Result<FullScope, ScopeError> {
         let own = self.options.edge_device.clone();
         let mut scope = FullScope { identities: Vec::new(), complete: true };
@@ -303,6 +304,7 @@ impl ScopeSource for ScopeClient {
                 let child = &entry.identity;
                 if self.options.nested
                     && entry.edge
+                    && entry.status == Status::Enabled
                     && depth < CHAIN_EDGE_DEVICES_MAX
                     && seen.insert(child.clone())
                 {

@@ -18,5 +18,5 @@ mod store;
 
 pub(crate) use change::change_message;
 pub use pending::Pending;
-pub use record::{REPORTED_BYTES_MAX, TwinRecord, desired_diff, sections, text, version};
+pub use record::{REPORTED_BYTES_MAX, TwinRecord, desired_diff, sections, text, unknown_section, version};
 pub use store::{CipherError, Ciphering, SealedTwin, TwinCipher, TwinStore, TwinStoreError};

@@ -26,7 +26,8 @@ const METADATA: &str = "$metadata";
 /// What is kept of one twin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TwinRecord {
-    /// The desired properties with `$version`, as last heard of; none before they were.
+    /// The desired properties with `$version`, as last heard of or as the client was told without that they are empty; none
+    /// before either.
     pub desired: Option<Object>,
     /// The reported properties, those included that wait for the upstream.
     pub reported: Object,
@@ -50,7 +51,8 @@ impl TwinRecord {
             Value::Object(object)
         };
         let mut document = Object::new();
-        document.insert("desired".into(), section(self.desired.as_ref().unwrap_or(&Object::new())));
+        let desired = self.desired.as_ref().map_or_else(|| Value::Object(unknown_section()), section);
+        document.insert("desired".into(), desired);
         document.insert("reported".into(), section(&self.reported));
         text(&document)
     }
@@ -144,12 +146,21 @@ pub fn version(section: &Object) -> Option<u64> {
     section.get(VERSION)?.as_u64()
 }
 
+/// A section that is not known, as clients read it: empty, with version 0.
+pub fn unknown_section() -> Object {
+    Object::from_iter([(VERSION.to_owned(), Value::from(0))])
+}
+
 /// The patch that tells a client of the way from one state of desired properties to another: with their version, without
-/// their metadata. Empty when nothing else has changed.
+/// their metadata. Empty when nothing has changed, and when what was not known turns out to be empty.
 pub fn desired_diff(from: &Object, to: &Object) -> Object {
     let mut patch = json::diff(from, to);
     patch.remove(METADATA);
-    if let (false, Some(version)) = (patch.is_empty(), to.get(VERSION)) {
+    let version_only = patch.keys().all(|name| name == VERSION);
+    if patch.is_empty() || (version_only && *from == unknown_section()) {
+        return Object::new();
+    }
+    if let Some(version) = to.get(VERSION) {
         patch.insert(VERSION.into(), version.clone());
     }
     patch
@@ -221,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_of_desired_properties_say_nothing_of_metadata() {
+    fn differences_of_desired_properties_say_their_version_and_nothing_of_metadata() {
         let from = object(json!({ "a": 1, "$version": 1, "$metadata": { "a": 1 } }));
         let to = object(json!({ "b": 1, "$version": 2, "$metadata": { "b": 1 } }));
         assert_eq!(Value::Object(desired_diff(&from, &to)), json!({ "a": null, "b": 1, "$version": 2 }));
@@ -230,5 +241,12 @@ mod tests {
         assert_eq!(Value::Object(desired_diff(&from, &same_version)), patch);
         let same = object(json!({ "a": 1, "$version": 1 }));
         assert!(desired_diff(&from, &same).is_empty());
+        // A client may wait for a version.
+        let next = object(json!({ "a": 1, "$version": 2, "$metadata": {} }));
+        assert_eq!(Value::Object(desired_diff(&from, &next)), json!({ "$version": 2 }));
+        let patch = json!({ "a": 1, "$version": 2 });
+        assert_eq!(Value::Object(desired_diff(&unknown_section(), &next)), patch);
+        let empty = object(json!({ "$version": 1, "$metadata": {} }));
+        assert!(desired_diff(&unknown_section(), &empty).is_empty());
     }
 }

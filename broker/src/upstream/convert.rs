@@ -36,11 +36,12 @@ const RECEIVED_CREDIT: u32 = 50;
 /// Longest name of a method, in bytes.
 pub(super) const METHOD_NAME_BYTES_MAX: usize = 1_024;
 
-/// A link of an identity: `chain` is its auth chain, `channel` the same for all links of its session.
+/// A link of an identity: `chain` is its auth chain, absent when it comes with its own token; `channel` the same for all links
+/// of its session.
 pub(super) fn link(
     kind: LinkKind,
     identity: &Identity,
-    chain: &str,
+    chain: Option<&str>,
     model_id: Option<&str>,
     channel: Uuid,
     options: &UpstreamOptions,
@@ -76,8 +77,8 @@ pub(super) fn link(
     let mut properties = vec![
         property("com.microsoft:client-version", &options.product_info),
         property("com.microsoft:api-version", API_VERSION),
-        property("com.microsoft:auth-chain", chain),
     ];
+    properties.extend(chain.map(|chain| property("com.microsoft:auth-chain", chain)));
     if role == Role::Sender {
         properties.extend(model_id.map(|model_id| property("com.microsoft:model-id", model_id)));
     }

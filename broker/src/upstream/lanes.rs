@@ -133,6 +133,11 @@ impl Lanes {
         self.wakes.len()
     }
 
+    /// The lane of an identity that has one.
+    pub(crate) fn find(&self, sender: &Identity) -> Option<LaneId> {
+        self.by_sender.get(sender).copied()
+    }
+
     /// The sender of a lane.
     pub(crate) fn sender(&self, lane: LaneId) -> &Identity {
         &self.lanes[lane.0].sender
@@ -307,6 +312,13 @@ impl Lanes {
     /// When the next lane is to be read again.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// What a lane failed for has changed: if it is parked, its pause ends.
+    pub(crate) fn end_pause(&mut self, id: LaneId, now: Instant) {
+        if self.lanes[id.0].wake_at.is_some() {
+            self.wake_at(id, now);
+        }
     }
 
     /// Lets the lanes go on whose pause is over; gives the places from where to read again, at once.

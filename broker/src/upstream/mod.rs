@@ -23,6 +23,7 @@
 //! | `watchdog` | who gets nowhere, and how far up to start anew |
 //! | `failure` | why a connection failed, in stable names |
 //! | `tokens` | the links on which tokens are put, and when |
+//! | `proof` | whether the upstream lets an identity in with a token of its own |
 //! | `verdict` | what answers and conditions of the upstream mean |
 //! | `lanes`, `lane` | order, window and parking per sender |
 //! | `turns` | whose turn it is to send |
@@ -48,6 +49,7 @@ mod mqtt;
 mod outbox;
 pub mod plain;
 mod progress;
+mod proof;
 mod remote;
 mod status;
 mod supervisor;
@@ -71,11 +73,12 @@ use tokio::sync::watch;
 
 use crate::delivery::{BackoffOptions, Losses};
 use crate::dial::Transport;
-use crate::identity::{Identity, ScopeCache, TokenSource};
+use crate::identity::{ClientToken, ClientTokens, Identity, ScopeCache, TokenSource};
 
 use control::ControlPeer;
 pub use failure::UpstreamCause;
 pub use plain::UpstreamKind;
+pub use proof::UpstreamProver;
 pub use status::{UpstreamState, UpstreamStatus};
 use targets::Target;
 pub use watchdog::WatchdogStep;
@@ -103,6 +106,8 @@ pub struct UpstreamOptions {
     pub tokens: Arc<TokenSource>,
     /// Auth chains of senders.
     pub scope: Arc<ScopeCache>,
+    /// What senders outside the scope come with, where there may be such.
+    pub client_tokens: Option<Arc<ClientTokens>>,
     /// Messages in one transfer at most.
     pub batch_max: usize,
     /// How long an operation may take: connecting, a token, a link, the answer to a transfer.
@@ -115,11 +120,50 @@ pub struct UpstreamOptions {
     /// [`LOWER_SHARE_PERCENT_MAX`](crate::delivery::LOWER_SHARE_PERCENT_MAX).
     pub lower_share_percent: u8,
     /// Whether messages of senders that are known to have left the scope go to the dead letters. Otherwise they wait
-    /// until their time to live ends, or their sender comes back.
+    /// until their time to live ends, or their sender comes back; and always, where there are `client_tokens`.
     pub gives_up_out_of_scope: bool,
     /// Product and version, announced on links.
     pub product_info: String,
 }
+
+impl UpstreamOptions {
+    /// The token of its own that an identity is let in with, because it is not in the scope; without one, it comes on its
+    /// behalf, with the hub's.
+    fn own_token(&self, identity: &Identity) -> Option<ClientToken> {
+        let tokens = self.client_tokens.as_deref()?;
+        match self.scope.chain(identity) {
+            Some(_) => None,
+            None => tokens.token_of(identity, self.tokens.now_secs()),
+        }
+    }
+
+    /// Whether nothing can be tried for an identity: it is not in the scope, and has no good token of its own.
+    fn is_stranger(&self, identity: &Identity) -> bool {
+        let has_chain = || self.scope.chain(identity).is_some();
+        self.client_tokens.is_some() && !has_chain() && self.own_token(identity).is_none()
+    }
+
+    /// Whether what waits for an identity is given up. Who is outside the scope may come with another token.
+    fn gives_up(&self, identity: &Identity) -> bool {
+        let is_known_to_be_gone = || self.client_tokens.is_none() && self.scope.is_out_of_scope(identity);
+        self.gives_up_out_of_scope && is_known_to_be_gone()
+    }
+
+    /// Identities whose token of their own is another one since the last call.
+    fn take_renewed(&self) -> Vec<Identity> {
+        self.client_tokens.as_deref().map(ClientTokens::take_renewed).unwrap_or_default()
+    }
+
+    /// The upstream does not let an identity in. If it came with a token of its own, that proves nothing any more.
+    fn refused(&self, identity: &Identity, token: Option<&ClientToken>) {
+        if let (Some(tokens), Some(token)) = (&self.client_tokens, token) {
+            tokens.refused(identity, token.text());
+        }
+    }
+}
+
+/// Why nothing is tried for an identity that is a stranger.
+const STRANGER: &str = "it is not in the scope of this hub, and has not come with a good token of its own";
 
 /// The hold on a running supervisor.
 pub struct Handle {

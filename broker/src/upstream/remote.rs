@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::control::Wanted;
 use crate::amqp::{DeliveryId, LinkId, LinkKind, Outcome, SessionId};
-use crate::identity::Identity;
+use crate::identity::{ClientToken, Identity};
 use crate::message::{Origin, Sender};
 
 /// Kinds of links; what is left out is not made by the upstream end.
@@ -21,6 +21,8 @@ pub(super) struct Remote {
     /// When the phase began, or something happened on a link.
     pub(super) since: Instant,
     pub(super) session: Option<SessionId>,
+    /// The token of its own that it is let in with; without one, the hub comes on its behalf.
+    pub(super) own: Option<ClientToken>,
     /// What the links of the session have in common.
     pub(super) channel: Uuid,
     links: SmallVec<[Link; 2]>,
@@ -76,6 +78,7 @@ impl Remote {
             phase: Phase::New,
             since: Instant::now(),
             session: None,
+            own: None,
             channel: Uuid::new_v4(),
             links: SmallVec::new(),
             refused: Kinds::new(),

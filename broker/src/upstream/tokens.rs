@@ -18,7 +18,7 @@ use crate::amqp::{
     AttachOptions, CbsResponse, Connection, Error, LinkId, MessageId, PutToken, Role, SendError, SendOptions,
     SenderSettle, SessionId, Terminus,
 };
-use crate::identity::{Identity, OWN_TOKEN_LIFE_SECS, SasToken, SignError, escaped};
+use crate::identity::{ClientToken, Identity, OWN_TOKEN_LIFE_SECS, SasToken, SignError, escaped};
 
 /// Tokens without an answer and senders whose links are being made, together: after an outage all senders come
 /// back at once, and an upstream that has to look each of them up must not run into our time-out.
@@ -37,6 +37,13 @@ pub(super) enum Holder {
 }
 
 type Signing = Pin<Box<dyn Future<Output = Result<Arc<str>, SignError>> + Send>>;
+
+/// Whose token a holder needs.
+pub(super) struct Needed<'a> {
+    pub(super) identity: &'a Identity,
+    /// One of its own that it is let in with; without it, the hub's.
+    pub(super) own: Option<ClientToken>,
+}
 
 /// Puts tokens on one connection.
 pub(super) struct Tokens {
@@ -157,24 +164,24 @@ impl Tokens {
     }
 
     /// Puts the tokens that wait, as far as credit and `opening` (senders whose links are being made) allow.
-    /// `identity` names a holder; `None` when it needs no token any more.
+    /// `needed` says what a holder needs; `None` when that is no token any more.
     pub(super) fn put<'a>(
         &mut self,
         engine: &mut Connection,
         options: &UpstreamOptions,
         opening: usize,
-        identity: impl Fn(Holder) -> Option<&'a Identity>,
+        needed: impl Fn(Holder) -> Option<Needed<'a>>,
     ) -> Result<(), Failure> {
         let (Some(sender), true) = (self.sender, self.receiver_attached) else { return Ok(()) };
         while let Some(holder) = self.waiting.front().copied() {
-            let Some(identity) = identity(holder) else {
+            let Some(Needed { identity, own }) = needed(holder) else {
                 self.waiting.pop_front();
                 continue;
             };
             if self.asked.len() + opening >= OPENING_MAX {
                 return Ok(());
             }
-            let Some(token) = self.token.clone() else {
+            let Some(token) = own.map(|own| own.text().clone()).or_else(|| self.token.clone()) else {
                 if self.signing.is_none() {
                     let source = options.tokens.clone();
                     let signing: Signing = Box::pin(async move { source.token().await });

@@ -29,7 +29,7 @@ use super::progress::Progress;
 use super::remote::{Phase, Remote};
 use super::targets::Target;
 use super::tell;
-use super::tokens::{Holder, Tokens};
+use super::tokens::{Holder, Needed, Tokens};
 use super::turns::Turns;
 use super::twins::Twins;
 use super::verdict::{ended, token_error};
@@ -264,6 +264,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         }
         idle.into_iter().for_each(|lane| self.drop_remote(lane));
         lacking.into_iter().for_each(|lane| self.arrange(lane, work));
+        if self.progress.is_up() {
+            let renewed = self.options.take_renewed();
+            renewed.iter().for_each(|identity| self.renew_own(identity, work));
+        }
         if self.progress.is_up() && self.tokens.take_renewal(now) {
             self.tokens.want(Holder::Hub);
             let ready =
@@ -334,10 +338,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
 
     /// Puts the tokens that wait.
     pub(super) fn put_tokens(&mut self, lanes: &Lanes) -> Result<(), Failure> {
-        let (remotes, own) = (&self.remotes, &self.options.identity);
+        let (remotes, hub) = (&self.remotes, &self.options.identity);
         self.tokens.put(self.driver.connection(), &self.options, self.opening.len(), |holder| match holder {
-            Holder::Hub => Some(own),
-            Holder::Lane(lane) => remotes.contains_key(&lane).then(|| lanes.sender(lane)),
+            Holder::Hub => Some(Needed { identity: hub, own: None }),
+            Holder::Lane(lane) => {
+                let remote = remotes.get(&lane)?;
+                Some(Needed { identity: lanes.sender(lane), own: remote.own.clone() })
+            }
         })
     }
 

@@ -61,6 +61,16 @@ impl Wants {
         self.wakes.insert((until, lane));
     }
 
+    /// What an identity failed for has changed: its pause ends.
+    pub(super) fn end_pause(&mut self, lane: LaneId, now: Instant) {
+        let parked = self.standings.get_mut(&lane).and_then(|standing| standing.parked.as_mut());
+        if let Some((until, _)) = parked {
+            self.wakes.remove(&(*until, lane));
+            *until = now;
+            self.wakes.insert((now, lane));
+        }
+    }
+
     /// Why nothing is tried for an identity at present.
     pub(super) fn parked(&self, lane: LaneId) -> Option<&ControlError> {
         self.standings.get(&lane)?.parked.as_ref()?.1.as_ref()

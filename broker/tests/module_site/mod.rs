@@ -21,7 +21,7 @@ use edgehub_storage::clock::ManualTimeSource;
 use edgehub_storage::{DeadLetter, ReadLimit, Store, StoreLimits, StoreOptions};
 use serde_json::json;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Pauses that a test can wait for.
 pub(crate) const QUICK: BackoffOptions =
@@ -176,6 +176,14 @@ pub(crate) fn ledger(hub: &Hub, queue: &str) -> LedgerStatus {
     let found = status.queues.into_iter().find(|status| status.queue == queue).expect("the queue exists");
     assert_eq!(found.ledger.gap, 0);
     found.ledger
+}
+
+/// Lets time pass at once, so that what waits for an answer is late: a time to answer that a test can wait for is one that
+/// a slow machine misses.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 pub(crate) async fn until(mut condition: impl FnMut() -> bool) {

@@ -17,7 +17,7 @@ use edgehub_broker::message::{Message, Origin, Sender};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Default)]
 pub(crate) struct Recording {

@@ -7,7 +7,7 @@ pub(crate) mod cloud;
 pub(crate) mod faults;
 pub(crate) mod foreign;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -55,6 +56,18 @@ pub(crate) fn tls_for(names: &[&str]) -> (Arc<rustls::ServerConfig>, Arc<rustls:
     (Arc::new(server), Arc::new(client))
 }
 
+/// A port that is given to nobody else as long as this process lives, also while no server listens there: a socket that
+/// is bound and does not listen keeps it. Whoever asks for it by its number may bind it as well, and connections to it
+/// are refused until somebody does.
+fn reserved_port() -> u16 {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    std::mem::forget(socket);
+    port
+}
+
 /// A server on a port of its own; dropping it closes the port and cuts all connections.
 pub(crate) struct Server {
     pub(crate) port: u16,
@@ -77,8 +90,8 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        let port = if port == 0 { reserved_port() } else { port };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let acceptor = TlsAcceptor::from(tls);
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -316,8 +329,8 @@ pub(crate) fn busy(_: &[u32]) -> Outcome {
 
 /// A port that takes connections and never says a word.
 pub(crate) async fn silent() -> (u16, JoinHandle<()>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let port = reserved_port();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
     let task = tokio::spawn(async move {
         let mut streams = Vec::new();
         while let Ok((stream, _)) = listener.accept().await {
@@ -328,4 +341,4 @@ pub(crate) async fn silent() -> (u16, JoinHandle<()>) {
 }
 
 /// Long enough for a loaded machine, short enough for tests of what never comes.
-pub(crate) const SHORT: Duration = Duration::from_millis(600);
+pub(crate) const SHORT: Duration = Duration::from_secs(2);

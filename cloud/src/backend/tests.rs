@@ -130,7 +130,7 @@ async fn a_message_asks_for_a_fault() {
 }
 
 async fn next(commands: &mut CommandReceiver) -> Command {
-    let limit = Duration::from_secs(20);
+    let limit = Duration::from_secs(60);
     tokio::time::timeout(limit, commands.recv()).await.expect("a command in time").expect("a command")
 }
 
@@ -224,7 +224,7 @@ async fn subscribed_clients_hear_of_desired_properties() {
 #[tokio::test]
 async fn methods_wait_for_the_client_and_its_answer() {
     let site = site();
-    let (solo, second) = (id("solo"), Duration::from_secs(20));
+    let (solo, second) = (id("solo"), Duration::from_secs(60));
     let invoke = |connect_max| site.backend.invoke(&solo, "reboot".into(), "1".into(), connect_max, second);
     assert_eq!(invoke(Duration::ZERO).await, Err(InvokeError::NotConnected));
     let (client, mut commands) = site.login("solo", None, "solo").await;
@@ -288,7 +288,7 @@ async fn messages_wait_for_the_device_and_are_offered_until_settled() {
     again.settler.settle([(again.messages[0].0, Outcome::Rejected)]);
     let mut feedback = Vec::new();
     while feedback.len() < 2 {
-        tokio::time::timeout(Duration::from_secs(20), site.backend.messages().feedback().arrived())
+        tokio::time::timeout(Duration::from_secs(60), site.backend.messages().feedback().arrived())
             .await
             .unwrap();
         feedback.extend(site.backend.messages().feedback().take(9));

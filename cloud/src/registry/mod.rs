@@ -363,37 +363,6 @@ impl Registry {
         Ok(format!("HostName={};DeviceId={};{module}{proof}", self.host_name, identity.device_id(),))
     }
 
-    /// A device, the devices immediately below it, and its modules, in order of their names; at most `max` of those
-    /// behind `after`, and whether that is the end.
-    pub fn below(
-        &self,
-        device: &Identity,
-        after: Option<&Identity>,
-        max: usize,
-    ) -> (Vec<ServiceIdentity>, bool) {
-        let state = self.state.lock();
-        let scope = state
-            .content
-            .identities
-            .get(device)
-            .and_then(|entry| entry.device_scope.as_ref().filter(|_| entry.edge));
-        let mut found: Vec<ServiceIdentity> = state
-            .content
-            .identities
-            .values()
-            .filter(|entry| after.is_none_or(|after| entry.identity > *after))
-            .filter(|entry| {
-                entry.identity.device_id() == device.device_id()
-                    || (scope.is_some() && entry.parent_scope() == scope)
-            })
-            .take(max.saturating_add(1))
-            .cloned()
-            .collect();
-        let end = found.len() <= max;
-        found.truncate(max);
-        (found, end)
-    }
-
     /// Applies a change to a copy, writes it, and only then makes it what counts.
     fn change<T>(
         &self,

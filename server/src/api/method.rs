@@ -10,7 +10,7 @@ use hyper::body::Body;
 use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 
-use super::{Api, Refused, json};
+use super::{Api, BODY_BYTES_MAX, Refused, json};
 
 /// Longest name of a method, characters.
 pub const NAME_CHARS_MAX: usize = 100;
@@ -46,11 +46,9 @@ impl Api {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let _running = self.running.try_acquire().map_err(|_| {
-            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way; come again")
-        })?;
+        let _place = self.place()?;
         let (head, body) = request.into_parts();
-        let call = Call::parse(&self.body(body).await?)
+        let call = Call::parse(&self.body(body, BODY_BYTES_MAX).await?)
             .map_err(|message| Refused::new(StatusCode::BAD_REQUEST, message))?;
         let caller = self.caller(&head.headers)?;
         self.authenticate(&caller, &head.headers, certificates).await?;

@@ -4,6 +4,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `POST /twins/{device}[/modules/{module}]/methods` | a direct method of a connected client, see `method` |
+//! | `POST /devices/{device}/modules/$edgeHub/{call}` | the identities below a child hub, see `scope` |
 //! | `GET /metrics` | the metrics page |
 //! | `GET /$iothub/websocket` | 426: it is for WebSockets |
 //! | any other | 404 |
@@ -11,6 +12,7 @@
 mod actor;
 mod json;
 mod method;
+mod scope;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,14 +21,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgehub_broker::hub::{Authenticator, Hub};
-use edgehub_broker::identity::Identity;
+use edgehub_broker::identity::{Identity, ScopeCall, ScopeCalls};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, UPGRADE, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::listen::https::{Answering, PlainRequests};
 use crate::metrics::{EXPOSITION_CONTENT_TYPE, Recorder};
@@ -56,6 +58,8 @@ pub struct Api {
     proxy: Option<Identity>,
     recorder: Option<Recorder>,
     running: Semaphore,
+    /// Answers child hubs, where there may be some.
+    scope: Option<Arc<dyn ScopeCalls>>,
 }
 
 /// What a request meant for this hub has no good answer for.
@@ -79,7 +83,14 @@ impl Api {
         proxy: Option<Identity>,
         recorder: Option<Recorder>,
     ) -> Self {
-        Self { hub, authenticator, edge_device, proxy, recorder, running: Semaphore::new(REQUESTS_MAX) }
+        let running = Semaphore::new(REQUESTS_MAX);
+        Self { hub, authenticator, edge_device, proxy, recorder, running, scope: None }
+    }
+
+    /// The same with somebody who answers the scope calls of child hubs, if there is one.
+    #[must_use]
+    pub fn with_scope(self, scope: Option<Arc<dyn ScopeCalls>>) -> Self {
+        Self { scope, ..self }
     }
 
     /// The same for one connection, whose client showed these certificates (DER, its own first).
@@ -103,6 +114,13 @@ impl Api {
             {
                 (device, Some(module))
             }
+            [devices, device, modules, module, call] if is(devices, "devices") && is(modules, "modules") => {
+                return match (&self.scope, ScopeCall::named(call)) {
+                    (Some(_), Some(_)) if request.method() != Method::POST => not_allowed("POST"),
+                    (Some(scope), Some(call)) => self.scope(&**scope, call, device, module, request).await,
+                    (None, _) | (_, None) => empty(StatusCode::NOT_FOUND),
+                };
+            }
             [metrics] if is(metrics, "metrics") => return self.metrics(request.method()),
             _ if path == WEB_SOCKET_PATH => return web_socket_only(),
             _ => return empty(StatusCode::NOT_FOUND),
@@ -113,25 +131,29 @@ impl Api {
         let target = (decoded(target.0), target.1.map(decoded));
         match self.invoke(target, request, certificates).await {
             Ok(body) => with_json(StatusCode::OK, body),
-            Err(Refused { status, message }) => {
-                let message: String = message.chars().take(REPEATED_CHARS_MAX).collect();
-                with_json(status, json!({ "message": message }).to_string().into())
-            }
+            Err(refused) => failure("message", refused),
         }
     }
 
+    /// A place for a request with a body.
+    fn place(&self) -> Result<SemaphorePermit<'_>, Refused> {
+        self.running.try_acquire().map_err(|_| {
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way; come again")
+        })
+    }
+
     /// The body of a request, within its limits of size and time.
-    async fn body<B>(&self, body: B) -> Result<Bytes, Refused>
+    async fn body<B>(&self, body: B, bytes_max: usize) -> Result<Bytes, Refused>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let reading = Limited::new(body, BODY_BYTES_MAX).collect();
+        let reading = Limited::new(body, bytes_max).collect();
         match tokio::time::timeout(BODY_TIMEOUT, reading).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Refused::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is longer than {BODY_BYTES_MAX} bytes"),
+                format!("the body is longer than {bytes_max} bytes"),
             )),
             Ok(Err(_)) => Err(Refused::new(StatusCode::BAD_REQUEST, "the body cannot be read")),
             Err(_) => Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
@@ -184,6 +206,12 @@ fn with_json(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+/// A refusal whose text is in the member that the callers of a path look for.
+fn failure(member: &str, refused: Refused) -> Response<Full<Bytes>> {
+    let message: String = refused.message.chars().take(REPEATED_CHARS_MAX).collect();
+    with_json(refused.status, json!({ member: message }).to_string().into())
 }
 
 fn not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {

@@ -9,7 +9,7 @@ use edgehub_broker::head::amqp::{self, AmqpLimits};
 use edgehub_broker::head::anteroom::{self, Anteroom};
 use edgehub_broker::head::mqtt::{self, MqttLimits, Peer};
 use edgehub_broker::hub::{Authenticator, Hub};
-use edgehub_broker::identity::Identity;
+use edgehub_broker::identity::{Identity, ScopeCalls};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -34,6 +34,7 @@ pub(super) fn open(
     threads: &ConnectionThreads,
     prepared: &Prepared,
     authenticator: Arc<dyn Authenticator>,
+    scope_calls: Option<Arc<dyn ScopeCalls>>,
 ) -> Result<(), Failure> {
     let settings = &prepared.settings;
     let device_id = settings.hub.device_id.as_str();
@@ -44,7 +45,8 @@ pub(super) fn open(
         identity(device_id, None)?,
         settings.tls.client_certificates.then(|| proxy.clone()),
         prepared.recorder.clone(),
-    );
+    )
+    .with_scope(scope_calls);
     let heads = Arc::new(Heads {
         hub: hub.clone(),
         mqtt: mqtt_limits(settings),
@@ -89,7 +91,7 @@ pub(super) fn open(
         }
         if let Some(address) = settings.listen.https {
             let at = opening.tls("https", address, tls_gate(), &heads, Heads::https)?;
-            info!(address = %at, "HTTPS is open, for WebSockets and direct methods");
+            info!(address = %at, "HTTPS is open, for WebSockets, direct methods and child hubs");
         }
     }
     if let Some(address) = settings.listen.mqtt_plain {

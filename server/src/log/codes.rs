@@ -199,6 +199,21 @@ const CODES: &[Code] = &[
         "connect the upstream; clients are refused until then",
     ),
     code("EH3010", "the identities are not stored and would be missing after a restart", "look at the disk"),
+    code(
+        "EH3011",
+        "a child hub asked for identities and was refused for the reason in the text",
+        "correct the child's key or clock, or its place in the registry",
+    ),
+    code(
+        "EH3012",
+        "an identity that a child hub asked for was not refreshed; the child gets what is known",
+        "look at the HTTPS port of the upstream",
+    ),
+    code(
+        "EH3013",
+        "a broker as upstream cannot judge tokens of clients; the scope decides alone",
+        "set AuthenticationMode to Scope",
+    ),
     code("EH4001", "a route has a lint", "`edgehub route check` shows the place"),
     code("EH4002", "more routes have lints than are logged", "`edgehub route check` lists them"),
     code("EH4003", "a route leads to a module that cannot exist", "correct the route"),

@@ -143,6 +143,7 @@ const KNOWN: &[KnownMetric] = &[
     counter("edgehub_client_take_overs_total", N, "Connections closed for a newer one of the same identity"),
     gauge("edgehub_scope_cache_identities", N, "Identities known"),
     counter("edgehub_scope_refresh_total", N, "Refreshes of the identities"),
+    counter("edgehub_scope_calls_total", N, "Questions of child hubs for identities, by call and result"),
     counter("edgehub_connections_refused_total", N, "Connections closed at once, by listener and reason"),
     counter("edgehub_tls_handshakes_total", N, "TLS handshakes, by result"),
     counter("edgehub_log_warnings_total", N, "Warnings and errors in the log, by code"),

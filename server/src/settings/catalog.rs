@@ -132,13 +132,10 @@ const KNOWN: &[KnownSetting] = &[
     ignored("mqttSettings:QoSPropertyName", NO_TEMPLATES),
     ignored("mqttTopicNameConversion:*", NO_TEMPLATES),
     // Authentication and scope
-    mapped(
-        "AuthenticationMode",
-        "clients are authenticated in the scope of this device (Scope), whatever it says; those outside are refused",
-    ),
+    used("AuthenticationMode"),
     used("TrackDeviceState"),
     used("NestedEdgeEnabled"),
-    ignored("CacheTokens", "identities are kept on disk, tokens never"),
+    ignored("CacheTokens", "accepted tokens are always kept in memory, and never on disk"),
     used("DeviceScopeCacheRefreshRateSecs"),
     used("DeviceScopeCacheRefreshDelaySecs"),
     used("ApiProxyModuleId"),

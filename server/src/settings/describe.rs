@@ -148,9 +148,16 @@ const DESCRIPTIONS: &[Description] = &[
         65_535,
         "Connections not yet accepted, at most (1 to 65,535).",
     ),
+    choice(
+        "AuthenticationMode",
+        &["Scope", "CloudAndScope", "Cloud"],
+        "Who decides on logins: the scope of this device; with `CloudAndScope` the cloud, by the client's own token, for those that are \
+         not in it; with `Cloud` the cloud alone. See [identities](configuration.md#identities).",
+    ),
     flag(
         "TrackDeviceState",
-        "Messages upstream whose sender left the scope go to the dead letters; with `false` they wait until their time to live ends.",
+        "Messages upstream whose sender left the scope go to the dead letters; with `false`, or another `AuthenticationMode` than \
+         `Scope`, they wait until their time to live ends.",
     ),
     integer(
         "DeviceScopeCacheRefreshRateSecs",
@@ -190,7 +197,7 @@ const DESCRIPTIONS: &[Description] = &[
         "MinTwinSyncPeriodSecs",
         0,
         YEAR_SECS,
-        "Least seconds between two reads of one client's twin after the upstream came back.",
+        "Least seconds between two reads of one client's twin because the upstream came back.",
     ),
     flag(
         "EncryptTwinStore",

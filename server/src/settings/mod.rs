@@ -38,7 +38,10 @@ pub use describe::{Description, ValueKind};
 pub use identity::{HostName, HubIdentity, HubProof, IdentityFault, RegistryId, SharedKey};
 pub use layers::Origin;
 pub use report::{Notice, SettingsError};
-pub use value::{Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions, UpstreamProtocol};
+pub use value::{
+    AuthenticationMode, Durability, ListenAddress, ListenHost, LogFormat, LogLevel, TlsVersions,
+    UpstreamProtocol,
+};
 pub use workload::{WorkloadSettings, WorkloadUri};
 
 use edgehub_broker::delivery::LOWER_SHARE_PERCENT_MAX;
@@ -294,6 +297,8 @@ impl ConfigurationSettings {
 /// Authentication of clients.
 #[derive(Clone, Debug)]
 pub struct ScopeSettings {
+    /// Who decides on logins (`AuthenticationMode`).
+    pub mode: AuthenticationMode,
     /// Ask by the nested calls (`NestedEdgeEnabled`).
     pub nested: bool,
     /// Time between two full refreshes.
@@ -554,8 +559,9 @@ fn hub_folder(values: &Values<'_>) -> PathBuf {
 }
 
 impl ScopeSettings {
-    fn read(values: &Values<'_>) -> Result<Self, SettingsError> {
+    fn read(values: &mut Values<'_>) -> Result<Self, SettingsError> {
         Ok(Self {
+            mode: values.authentication_mode(),
             nested: values.flag("NestedEdgeEnabled")?,
             refresh_interval: values.seconds("DeviceScopeCacheRefreshRateSecs", 1)?,
             refresh_delay: values.seconds("DeviceScopeCacheRefreshDelaySecs", 0)?,

@@ -136,6 +136,17 @@ pub enum UpstreamProtocol {
     MqttWs,
 }
 
+/// Who decides on the logins of clients (`AuthenticationMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthenticationMode {
+    /// The scope of the edge device.
+    Scope,
+    /// The scope, and the cloud for those that are not in it.
+    CloudAndScope,
+    /// The cloud alone.
+    Cloud,
+}
+
 /// Typed access to the layers; every answer is a valid value or an error that names the setting.
 pub(super) struct Values<'a> {
     layers: &'a Layers,
@@ -249,6 +260,18 @@ impl<'a> Values<'a> {
                 "amqpws" => Some(UpstreamProtocol::AmqpWs),
                 "mqtt" => Some(UpstreamProtocol::Mqtt),
                 "mqttws" => Some(UpstreamProtocol::MqttWs),
+                _ => None,
+            }
+        })
+    }
+
+    /// `AuthenticationMode`: case does not matter.
+    pub(super) fn authentication_mode(&mut self) -> AuthenticationMode {
+        self.choice("AuthenticationMode", AuthenticationMode::Scope, "Scope", |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "scope" => Some(AuthenticationMode::Scope),
+                "cloudandscope" => Some(AuthenticationMode::CloudAndScope),
+                "cloud" => Some(AuthenticationMode::Cloud),
                 _ => None,
             }
         })

@@ -175,9 +175,10 @@ impl Worker {
                 self.report_at = Some(now);
             }
         }
-        // What is being read may be older than the links; what is read from now on is not.
-        let older =
-            self.reading.is_some() || self.record.as_ref().is_some_and(|record| record.desired.is_some());
+        // What is being read may be older than the links; what is read from now on is not. A twin that nobody was told of,
+        // not even as an empty one, is not compared; one that cannot be read now may be another.
+        let untold = self.record.as_ref().is_some_and(|record| record.desired.is_none());
+        let older = self.reading.is_some() || !untold;
         if compare && (self.is_own() || older) {
             self.compare_at = Some(now);
         }
@@ -213,6 +214,9 @@ impl Worker {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if !self.twins.is_connected() {
             // The next connection asks for both again.
+            if self.compare_at.is_some() {
+                self.twins.subscriptions.twin_missed(&self.identity);
+            }
             (self.report_at, self.compare_at, self.permit) = (None, None, None);
             if self.reading.is_none() {
                 self.answer_from_store(&ControlError::Offline).await;

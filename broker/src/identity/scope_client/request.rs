@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Serialize;
 
 use super::super::name::Identity;
 use super::super::scope::HUB_MODULE_ID;
+use super::super::scope_call::{ScopeBody, ScopeCall};
 use super::super::source::ScopeError;
 
 const NESTED_API_VERSION: &str = "2020-06-30-preview";
@@ -26,24 +26,6 @@ pub(super) struct Ask {
     pub(super) body: Bytes,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AllBody<'a> {
-    page_size: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continuation_link: Option<&'a str>,
-    auth_chain: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OneBody<'a> {
-    target_device_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target_module_id: Option<&'a str>,
-    auth_chain: &'a str,
-}
-
 /// Makes the requests of one edge device.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Requests<'a> {
@@ -60,8 +42,13 @@ impl Requests<'_> {
         auth_chain: &str,
     ) -> Result<Ask, ScopeError> {
         if self.nested {
-            let body = AllBody { page_size, continuation_link: continuation, auth_chain };
-            return self.post("devicesAndModulesInTargetDeviceScope", &body);
+            let body = ScopeBody {
+                page_size: Some(page_size.into()),
+                continuation_link: continuation.map(Into::into),
+                auth_chain: Some(auth_chain.into()),
+                ..ScopeBody::default()
+            };
+            return self.post(ScopeCall::Below, &body);
         }
         let count = page_size.to_string();
         let mut query = vec![("deviceCount", count.as_str())];
@@ -73,17 +60,22 @@ impl Requests<'_> {
     pub(super) fn one(self, identity: &Identity, auth_chain: &str) -> Result<Ask, ScopeError> {
         let (device, module) = (identity.device_id(), identity.module_id());
         if self.nested {
-            let body = OneBody { target_device_id: device, target_module_id: module, auth_chain };
-            return self.post("getDeviceAndModuleOnBehalfOf", &body);
+            let body = ScopeBody {
+                target_device_id: Some(device.into()),
+                target_module_id: module.map(Into::into),
+                auth_chain: Some(auth_chain.into()),
+                ..ScopeBody::default()
+            };
+            return self.post(ScopeCall::One, &body);
         }
         let mut query = vec![("targetDeviceId", device)];
         query.extend(module.map(|module| ("targetModuleId", module)));
         Ok(self.get("deviceAndModuleInDeviceScope", &query))
     }
 
-    fn post(self, name: &str, body: &impl Serialize) -> Result<Ask, ScopeError> {
+    fn post(self, call: ScopeCall, body: &ScopeBody<'_>) -> Result<Ask, ScopeError> {
         let body = serde_json::to_vec(body).map_err(|error| ScopeError::Answer(error.to_string()))?;
-        let path = format!("{}?api-version={NESTED_API_VERSION}", self.path(name));
+        let path = format!("{}?api-version={NESTED_API_VERSION}", self.path(call.name()));
         Ok(Ask { method: Method::POST, path, body: body.into() })
     }
 

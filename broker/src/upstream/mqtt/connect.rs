@@ -6,6 +6,7 @@ use std::time::Duration;
 use edgehub_storage::DeadLetterReason;
 use tokio::time::{Instant, timeout};
 
+use super::super::STRANGER;
 use super::super::control::ControlError;
 use super::super::dial::{Dialled, dial};
 use super::super::failure::{Failure, UpstreamCause};
@@ -16,7 +17,7 @@ use super::connection::Connection;
 use super::packet::{self, ConnectAnswer};
 use super::remote::{Phase, Remote};
 use super::{CONNECTIONS_MAX, Connections, topic};
-use crate::identity::{OWN_TOKEN_LIFE_SECS, SasToken};
+use crate::identity::{ClientToken, Identity, OWN_TOKEN_LIFE_SECS, SasToken};
 
 /// Connections that are being made at a time, from the name look-up to CONNACK.
 const CONNECTING_MAX: usize = 32;
@@ -66,8 +67,12 @@ impl Rate {
 impl Connections {
     /// Asks for the connection of an identity, unless it is known to have left the scope.
     pub(super) fn open(&mut self, lane: LaneId, work: &mut Work) {
-        if self.is_out_of_scope(lane, work) {
+        let identity = work.identity(lane);
+        if self.options.gives_up(identity) {
             self.leave_scope(lane, work);
+        } else if self.options.is_stranger(identity) {
+            let error = ControlError::Unauthorized(STRANGER.into());
+            self.fail_remote(lane, STRANGER, Some(error), work);
         } else if let Some(remote) = self.remotes.get_mut(&lane).filter(|remote| remote.phase == Phase::New) {
             remote.enter(Phase::Waiting);
             self.waiting.push_back(lane);
@@ -111,22 +116,28 @@ impl Connections {
     pub(super) fn begin(&mut self, lane: LaneId, ready: Option<Dialled>) {
         self.epoch += 1;
         let (options, avoid, epoch) = (self.options.clone(), self.avoid, self.epoch);
+        let mut own = None;
         if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.epoch = epoch;
+            remote.own = options.own_token(&remote.device.identity);
+            own = remote.own.clone();
             remote.enter(Phase::Dialling);
         }
         self.dials.push(Box::pin(async move {
             let result = async {
                 let limit = options.operation_timeout;
                 let failed = |text: String| Failure::new(UpstreamCause::Token, text);
-                let token = match timeout(limit, options.tokens.token()).await {
-                    Ok(Ok(token)) => token,
-                    Ok(Err(error)) => {
-                        return Err(failed(format!("the hub's own token cannot be made: {error}")));
-                    }
-                    Err(_) => {
-                        return Err(failed(format!("the hub's own token was not made within {limit:?}")));
-                    }
+                let token = match own {
+                    Some(own) => own.text().clone(),
+                    None => match timeout(limit, options.tokens.token()).await {
+                        Ok(Ok(token)) => token,
+                        Ok(Err(error)) => {
+                            return Err(failed(format!("the hub's own token cannot be made: {error}")));
+                        }
+                        Err(_) => {
+                            return Err(failed(format!("the hub's own token was not made within {limit:?}")));
+                        }
+                    },
                 };
                 let dialled = match ready {
                     Some(dialled) => dialled,
@@ -154,11 +165,11 @@ impl Connections {
             }
         };
         let identity = work.identity(lane);
-        let chain = match lane == self.own {
+        let chain = match lane == self.own || remote.own.is_some() {
             true => None,
             false => match self.options.scope.chain_text(identity) {
                 Some(chain) => Some(chain),
-                None if self.is_out_of_scope(lane, work) => {
+                None if self.options.gives_up(identity) => {
                     self.leave_scope(lane, work);
                     return Ok(());
                 }
@@ -185,7 +196,9 @@ impl Connections {
         let now_secs = options.tokens.now_secs();
         let expires_at_secs =
             SasToken::parse(&token, now_secs).map_or(now_secs, |token| token.expires_at_secs());
-        remote.renewal = Some(renewal(expires_at_secs - now_secs, Instant::now()));
+        // A newer token of its own comes with the client.
+        let is_hubs = remote.own.is_none();
+        remote.renewal = is_hubs.then(|| renewal(expires_at_secs - now_secs, Instant::now()));
         remote.connection = Some(connection);
         remote.enter(Phase::Connecting);
         self.connecting.insert(lane);
@@ -298,6 +311,24 @@ impl Connections {
         }
     }
 
+    /// An identity came with a newer token of its own: its connection is made anew with it as soon as nothing is under way,
+    /// and what failed is tried again.
+    pub(super) fn renew_own(&mut self, identity: &Identity, work: &mut Work) {
+        let Some(lane) = work.lanes.find(identity) else { return };
+        let now = Instant::now();
+        work.lanes.end_pause(lane, now);
+        work.wants.end_pause(lane, now);
+        let newer = self.options.own_token(identity);
+        let text = |token: &Option<ClientToken>| token.as_ref().map(|token| token.text().clone());
+        if let Some(remote) = self.remotes.get_mut(&lane)
+            && remote.own.is_some()
+            && newer.is_some()
+            && text(&remote.own) != text(&newer)
+        {
+            remote.renewal = Some((now, now + Duration::from_secs(RENEW_SECS_MIN.unsigned_abs())));
+        }
+    }
+
     /// Makes the connection of an identity anew at once. Nothing of its messages may be under way.
     pub(super) fn reconnect(&mut self, lane: LaneId, work: &mut Work) {
         self.twins.fail(lane, &ControlError::Offline);
@@ -323,10 +354,6 @@ impl Connections {
         }
     }
 
-    pub(super) fn is_out_of_scope(&self, lane: LaneId, work: &Work) -> bool {
-        self.options.gives_up_out_of_scope && self.options.scope.is_out_of_scope(work.identity(lane))
-    }
-
     /// What waits for an identity that has left the scope goes to the dead letters.
     fn leave_scope(&mut self, lane: LaneId, work: &mut Work) {
         let text = "its sender is no longer in the scope of this hub";
@@ -349,7 +376,12 @@ impl Connections {
             true => Duration::ZERO,
             false => work.lanes.park(lane, Instant::now()),
         };
-        tell::failed(work.identity(lane), None, reason, pause);
+        let identity = work.identity(lane);
+        tell::failed(identity, None, reason, pause);
+        if let Some(ControlError::Unauthorized(_)) = &error {
+            let remote = self.remotes.get(&lane);
+            self.options.refused(identity, remote.and_then(|remote| remote.own.as_ref()));
+        }
         self.fail_control(lane, error, work);
         self.drop_remote(lane);
         pause

@@ -17,6 +17,7 @@
 //! | `connection` | one socket: buffers, packet identifiers, whether the peer answers |
 //! | `remote` | one identity: its connection, subscriptions, publishes without an answer |
 //! | `connect` | from the turn to connect to CONNACK; fresh tokens; what a loss means |
+//! | `proof` | whether the upstream lets an identity in with a token of its own |
 //! | `telemetry` | publishes and their acknowledgements |
 //! | `requests` | twin requests, method calls, cloud-to-device messages |
 //!
@@ -48,6 +49,7 @@ mod bell;
 mod connect;
 mod connection;
 mod packet;
+mod proof;
 mod remote;
 mod requests;
 mod telemetry;
@@ -84,6 +86,7 @@ use crate::delivery::{Backoff, Losses};
 use bell::Bells;
 use connect::{Dial, Rate};
 use packet::{PacketId, Received};
+pub(super) use proof::prove;
 use remote::{Phase, Remote};
 
 /// Publishes of one identity without an answer.
@@ -282,6 +285,10 @@ impl Connections {
         let limit = self.options.operation_timeout;
         self.fates.expire_all(self.store.now(), work);
         self.look_at_own(work, now)?;
+        if self.progress.is_up() {
+            let renewed = self.options.take_renewed();
+            renewed.iter().for_each(|identity| self.renew_own(identity, work));
+        }
         let mut late: Vec<(LaneId, Stall)> = Vec::new();
         let mut gone: Vec<(LaneId, String)> = Vec::new();
         let (mut idle, mut renewing) = (Vec::new(), Vec::new());

@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::packet::PacketId;
 use super::topic;
 use crate::dial::UpstreamStream;
-use crate::identity::Identity;
+use crate::identity::{ClientToken, Identity};
 use crate::message::{Origin, Sender};
 use crate::upstream::control::Wanted;
 
@@ -39,6 +39,8 @@ pub(super) struct Remote {
     /// Tells this connection from earlier ones of the identity.
     pub(super) epoch: u64,
     pub(super) connection: Option<Connection<UpstreamStream>>,
+    /// The token of its own that it is let in with; without one, the hub comes on its behalf.
+    pub(super) own: Option<ClientToken>,
     /// Publishes in order, and whether they are acknowledged.
     pub(super) sent: VecDeque<(PacketId, bool)>,
     subscriptions: SmallVec<[Subscription; 4]>,
@@ -98,6 +100,7 @@ impl Remote {
             since: Instant::now(),
             epoch: 0,
             connection: None,
+            own: None,
             sent: VecDeque::new(),
             subscriptions: SmallVec::new(),
             refused: Features::new(),

@@ -6,6 +6,7 @@ use edgehub_storage::DeadLetterReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::super::STRANGER;
 use super::super::control::ControlError;
 use super::super::convert;
 use super::super::failure::Failure;
@@ -19,6 +20,7 @@ use super::super::verdict::{control_error, ended, is_throttling};
 use super::super::work::Work;
 use super::Uplink;
 use crate::amqp::{AttachOptions, Error, LinkId, LinkKind, SessionId};
+use crate::identity::Identity;
 
 const TWIN_KINDS: [LinkKind; 2] = [LinkKind::TwinAnswers, LinkKind::TwinRequests];
 
@@ -104,18 +106,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
 
     /// Asks for the session of an identity, unless it is known to have left the scope.
     pub(super) fn open(&mut self, lane: LaneId, work: &mut Work) {
-        if self.is_out_of_scope(lane, work) {
+        let identity = work.identity(lane);
+        if self.options.gives_up(identity) {
             self.leave_scope(lane, work);
         } else if !self.options.is_hub() {
             self.begin(lane, work);
+        } else if self.options.is_stranger(identity) {
+            let error = ControlError::Unauthorized(STRANGER.into());
+            self.fail_remote(lane, STRANGER, Some(error), work);
         } else if let Some(remote) = self.remotes.get_mut(&lane) {
             remote.phase = Phase::Token;
+            remote.own = self.options.own_token(identity);
             self.tokens.want(Holder::Lane(lane));
         }
     }
 
-    fn is_out_of_scope(&self, lane: LaneId, work: &Work) -> bool {
-        self.options.gives_up_out_of_scope && self.options.scope.is_out_of_scope(work.identity(lane))
+    /// An identity came with a newer token of its own: it takes the place of the older one, and what failed is tried again.
+    pub(super) fn renew_own(&mut self, identity: &Identity, work: &mut Work) {
+        let Some(lane) = work.lanes.find(identity) else { return };
+        let now = Instant::now();
+        work.lanes.end_pause(lane, now);
+        work.wants.end_pause(lane, now);
+        let Some(remote) = self.remotes.get_mut(&lane).filter(|remote| remote.own.is_some()) else { return };
+        if let Some(own) = self.options.own_token(identity) {
+            remote.own = Some(own);
+            if remote.phase != Phase::New {
+                self.tokens.want(Holder::Lane(lane));
+            }
+        }
     }
 
     /// What waits for an identity that has left the scope goes to the dead letters.
@@ -163,8 +181,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             let options = plain.link(identity);
             return self.attach_as(lane, kind, session, options);
         }
-        let Some(chain) = self.options.scope.chain_text(identity) else {
-            if self.is_out_of_scope(lane, work) {
+        let chain = self.options.scope.chain_text(identity).filter(|_| remote.own.is_none());
+        if chain.is_none() && remote.own.is_none() {
+            if self.options.gives_up(identity) {
                 self.leave_scope(lane, work);
             } else {
                 let text = "it is not in the scope of this hub at present";
@@ -172,10 +191,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
                 self.fail_remote(lane, text, Some(error), work);
             }
             return;
-        };
+        }
         let first = work.lanes.next_chunk(lane).next();
         let model = first.and_then(|queued| queued.message.sender.model_id.clone());
-        let options = convert::link(kind, identity, &chain, model.as_deref(), remote.channel, &self.options);
+        let (chain, model) = (chain.as_deref(), model.as_deref());
+        let options = convert::link(kind, identity, chain, model, remote.channel, &self.options);
         self.attach_as(lane, kind, session, options);
     }
 
@@ -315,7 +335,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             true => Duration::ZERO,
             false => work.lanes.park(lane, Instant::now()),
         };
-        tell::failed(work.identity(lane), self.to(), reason, pause);
+        let identity = work.identity(lane);
+        tell::failed(identity, self.to(), reason, pause);
+        if let Some(ControlError::Unauthorized(_)) = &error {
+            let remote = self.remotes.get(&lane);
+            self.options.refused(identity, remote.and_then(|remote| remote.own.as_ref()));
+        }
         self.fail_control(lane, error, work);
         self.drop_remote(lane);
         pause

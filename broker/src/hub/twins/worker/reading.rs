@@ -9,7 +9,9 @@ use crate::backend::{Command, DesiredPatch, TwinError, TwinReply};
 use crate::hub::connectivity::lost;
 use crate::hub::twins::{Asker, TWIN_REQUESTS_MAX, seconds_since};
 use crate::twin::json::{self, Nulls, Object};
-use crate::twin::{Pending, TwinRecord, desired_diff, sections, text, version};
+use crate::twin::{
+    Pending, TwinRecord, TwinStoreError, desired_diff, sections, text, unknown_section, version,
+};
 use crate::upstream::control::ControlError;
 
 /// Readings that are repeated because desired properties changed meanwhile.
@@ -44,13 +46,26 @@ impl Worker {
                 let _ = sender.send(Err(why.clone()));
                 continue;
             }
-            let result = match self.load().await {
-                Ok(record) => Ok(TwinReply::Document(record.document())),
+            let result = match self.stored_document().await {
+                Ok(document) => Ok(TwinReply::Document(document)),
                 Err(error) => Err(TwinError::Failed(error.to_string())),
             };
             self.count_get(since);
             self.answer(asker, result).await;
         }
+    }
+
+    /// The twin as its client reads it without the upstream. What nobody knows the client takes for empty: so it is kept,
+    /// for the client to hear of the difference when the upstream's twin is known.
+    async fn stored_document(&mut self) -> Result<Bytes, TwinStoreError> {
+        let is_own = self.is_own();
+        let record = self.load().await?;
+        let document = record.document();
+        if record.desired.is_none() && !is_own {
+            let record = TwinRecord { desired: Some(unknown_section()), ..record.clone() };
+            self.keep(record).await;
+        }
+        Ok(document)
     }
 
     pub(super) async fn begin_reading(&mut self, compares: bool) {
@@ -60,6 +75,9 @@ impl Worker {
                 tracing::error!(code = "EH4016", client = %self.identity, %error, "The twin cannot be read from the store");
                 for (asker, _) in std::mem::take(&mut self.readers) {
                     self.answer(asker, Err(TwinError::Failed(error.to_string()))).await;
+                }
+                if compares {
+                    self.compare_at = Some(Instant::now() + self.backoff.fail());
                 }
                 return;
             }
@@ -132,18 +150,23 @@ impl Worker {
                 TwinRecord::default()
             }
         };
+        if self.readers.is_empty() && !self.is_heard() {
+            // As with a change that is pushed.
+            return;
+        }
         let before = record.desired.replace(desired);
         record.reported = reported;
         let document = record.document();
         let difference = match (&before, &record.desired) {
-            (Some(before), Some(after)) if reading.compares => desired_diff(before, after),
+            (Some(before), Some(after)) if reading.compares || self.is_client_left_out() => {
+                desired_diff(before, after)
+            }
             // Changes were missed of which none was kept.
             (None, Some(after)) if reading.compares => desired_diff(&Object::new(), after),
             _ => Object::new(),
         };
         let current_version = record.desired_version();
         self.keep(record).await;
-        self.twins.subscriptions.twin_read(&self.identity);
         if !difference.is_empty() {
             self.forward(text(&difference), current_version).await;
         }
@@ -155,8 +178,12 @@ impl Worker {
         }
     }
 
-    /// Takes a change of desired properties.
+    /// Takes a change of desired properties. One that came when its client had just gone is left to the comparison with
+    /// which the next one begins: what is kept is what clients were told.
     pub(super) async fn pushed(&mut self, patch: Bytes) {
+        if !self.is_heard() {
+            return;
+        }
         let changes = match json::parse_twin(&patch) {
             Ok(changes) => changes,
             Err(error) => {
@@ -182,6 +209,9 @@ impl Worker {
                 if self.is_own() {
                     self.compare_at = Some(Instant::now());
                 } else {
+                    if let Some(reading) = &mut self.reading {
+                        reading.pushed_version = pushed_version.or(reading.pushed_version);
+                    }
                     self.forward(patch, pushed_version.unwrap_or(0)).await;
                 }
             }
@@ -207,6 +237,23 @@ impl Worker {
         if let Some((_, mailbox)) = client {
             self.send(mailbox, Command::Desired(DesiredPatch { patch, version })).await;
         }
+    }
+
+    /// Whether anybody hears of changes: a client that wants to, or the hub itself of its own.
+    fn is_heard(&self) -> bool {
+        let wants = || self.twins.subscriptions.client(&self.identity, |wanted| wanted.desired).is_some();
+        self.is_own() || wants()
+    }
+
+    /// Whether the client that wants to hear of changes is none of those who wait for a reading: an earlier connection of
+    /// the identity asked for it.
+    fn is_client_left_out(&self) -> bool {
+        let client = self.twins.subscriptions.client(&self.identity, |wanted| wanted.desired);
+        let Some((_, client)) = client else { return false };
+        !self.readers.iter().any(|(asker, _)| match asker {
+            Asker::Client { mailbox, correlation } => correlation.is_some() && mailbox.is_same(&client),
+            Asker::Reporter(_) | Asker::Reader(_) => false,
+        })
     }
 
     fn count_get(&self, since: Instant) {

@@ -71,6 +71,8 @@ impl MemoryEngine {
     }
 
     pub(super) fn write(&self, changes: Vec<Change>) {
+        // Freed when readers are let in again: of a long range that takes the most time.
+        let mut removed: Vec<(Key, Stored)> = Vec::new();
         let mut maps = self.maps.write();
         let mut used_bytes = self.used_bytes();
         for change in changes {
@@ -90,17 +92,16 @@ impl MemoryEngine {
                 }
                 ChangeKind::DeleteRange(from, to) => {
                     if from < to {
-                        let keys: Vec<Key> = map.range(from..to).map(|(key, _)| key.clone()).collect();
-                        for key in keys {
-                            if let Some(before) = map.remove(&key) {
-                                used_bytes -= size(&key, &before);
-                            }
-                        }
+                        let first = removed.len();
+                        removed.extend(map.extract_if(from..to, |_, _| true));
+                        used_bytes -=
+                            removed[first..].iter().map(|(key, stored)| size(key, stored)).sum::<u64>();
                     }
                 }
             }
         }
         self.used_bytes.store(used_bytes, Ordering::Relaxed);
+        drop(maps);
     }
 
     pub(super) fn get(&self, family: Family, key: &[u8]) -> Option<Bytes> {

@@ -98,7 +98,9 @@ impl Way {
 
     /// The way is up: asks for what all identities want.
     pub(super) fn arrange_all(&mut self, work: &mut Work) {
-        both!(self, carrier => carrier.arrange_all(work));
+        for lane in work.wants.all() {
+            both!(self, carrier => carrier.arrange(lane, work));
+        }
     }
 
     /// The pause of these identities is over.

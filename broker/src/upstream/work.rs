@@ -1,12 +1,13 @@
 //! What outlives a connection: the lanes, what identities want, what the hub is still to hear, and who gets nowhere.
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::control::{ControlError, Downward, Request};
 use super::lanes::{LaneId, Lanes};
 use super::outbox::Outbox;
 use super::targets::Target;
-use super::twins::Ask;
+use super::twins::{Ask, Twins};
 use super::wants::Wants;
 use super::watchdog::Watchdog;
 use crate::delivery::{BackoffOptions, QueueReader, SentMetrics};
@@ -80,6 +81,13 @@ impl Work {
         }
     }
 
+    /// The control plane of an identity waits for the end of a pause. What is asked meanwhile hears why.
+    pub(super) fn fail_control(&mut self, lane: LaneId, error: Option<ControlError>, twins: &mut Twins) {
+        let error = error.unwrap_or(ControlError::Offline);
+        twins.fail(lane, &error);
+        self.wants.park(lane, Some(error), Instant::now());
+    }
+
     /// The identity of a lane.
     pub(super) fn identity(&self, lane: LaneId) -> &Identity {
         self.lanes.sender(lane)
@@ -92,7 +100,6 @@ mod tests {
 
     use bytes::Bytes;
     use edgehub_storage::{Entry, Offset, StoreTime, Ttl};
-    use tokio::time::Instant;
 
     use super::*;
     use crate::delivery::Queued;

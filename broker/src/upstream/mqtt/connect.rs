@@ -360,7 +360,7 @@ impl Connections {
         let messages = work.lanes.discard_all(lane, Instant::now());
         self.give_up(lane, &messages, DeadLetterReason::OutOfScope, text, work);
         let error = ControlError::Unauthorized("it is no longer in the scope of this hub".into());
-        self.fail_control(lane, Some(error), work);
+        work.fail_control(lane, Some(error), &mut self.twins);
         self.drop_remote(lane);
     }
 
@@ -382,16 +382,9 @@ impl Connections {
             let remote = self.remotes.get(&lane);
             self.options.refused(identity, remote.and_then(|remote| remote.own.as_ref()));
         }
-        self.fail_control(lane, error, work);
+        work.fail_control(lane, error, &mut self.twins);
         self.drop_remote(lane);
         pause
-    }
-
-    /// The control plane of an identity waits for the end of a pause. What is asked meanwhile hears why.
-    fn fail_control(&mut self, lane: LaneId, error: Option<ControlError>, work: &mut Work) {
-        let error = error.unwrap_or(ControlError::Offline);
-        self.twins.fail(lane, &error);
-        work.wants.park(lane, Some(error), Instant::now());
     }
 
     /// Forgets the far end of an identity; its connection is closed. Its turns and dials find nothing and pass.

@@ -54,13 +54,6 @@ impl Connections {
         }
     }
 
-    /// The way up is there: connects all that want something.
-    pub(in super::super) fn arrange_all(&mut self, work: &mut Work) {
-        for lane in work.wants.all() {
-            self.arrange(lane, work);
-        }
-    }
-
     /// The pause of these identities is over.
     pub(in super::super) fn resume(&mut self, lanes: Vec<LaneId>, work: &mut Work) {
         for lane in lanes {
@@ -73,7 +66,7 @@ impl Connections {
 
     /// Brings what an identity is subscribed to in line with what it wants and asks, and tells the hub once all is in
     /// place.
-    pub(super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
+    pub(in super::super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
         if !self.progress.is_up() {
             return;
         }

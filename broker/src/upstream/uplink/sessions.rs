@@ -32,13 +32,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         self.turns.add(lane, rank);
     }
 
-    /// The connection is up: asks for the links of all that want something.
-    pub(in super::super) fn arrange_all(&mut self, work: &mut Work) {
-        for lane in work.wants.all() {
-            self.arrange(lane, work);
-        }
-    }
-
     /// The pause of these identities is over.
     pub(in super::super) fn resume(&mut self, lanes: Vec<LaneId>, work: &mut Work) {
         for lane in lanes {
@@ -53,7 +46,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
     }
 
     /// Brings the links of an identity in line with what it wants and asks.
-    pub(super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
+    pub(in super::super) fn arrange(&mut self, lane: LaneId, work: &mut Work) {
         if !self.progress.is_up() {
             return;
         }
@@ -142,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
         let messages = work.lanes.discard_all(lane, Instant::now());
         self.give_up(lane, &messages, DeadLetterReason::OutOfScope, text, work);
         let error = ControlError::Unauthorized("it is no longer in the scope of this hub".into());
-        self.fail_control(lane, Some(error), work);
+        work.fail_control(lane, Some(error), &mut self.twins);
         self.drop_remote(lane);
     }
 
@@ -341,16 +334,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Uplink<S> {
             let remote = self.remotes.get(&lane);
             self.options.refused(identity, remote.and_then(|remote| remote.own.as_ref()));
         }
-        self.fail_control(lane, error, work);
+        work.fail_control(lane, error, &mut self.twins);
         self.drop_remote(lane);
         pause
-    }
-
-    /// The control plane of an identity waits for the end of a pause. What is asked meanwhile hears why.
-    fn fail_control(&mut self, lane: LaneId, error: Option<ControlError>, work: &mut Work) {
-        let error = error.unwrap_or(ControlError::Offline);
-        self.twins.fail(lane, &error);
-        work.wants.park(lane, Some(error), Instant::now());
     }
 
     /// Ends a link of an identity. What was asked on it and not answered has failed.
